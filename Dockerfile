@@ -1,0 +1,45 @@
+# One image for all of Predump: either node, and the command line that drives them.
+# Builds with the classic builder and with BuildKit alike.
+
+FROM python:3.11-slim AS build
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
+RUN python -m venv /opt/predump
+WORKDIR /src
+COPY requirements.lock ./
+RUN /opt/predump/bin/python -m pip install -q --require-hashes -r requirements.lock
+COPY pyproject.toml README.md LICENSE ./
+COPY mm_model mm_model
+COPY livemigration livemigration
+COPY source_node source_node
+COPY dest_node dest_node
+COPY predump predump
+# Numba's cache knows a source by its time. Layers keep whole seconds only, so the sources get a time
+# that survives; their bytecode is then not checked against it.
+RUN /opt/predump/bin/python -m pip install -q --no-deps --no-build-isolation --no-compile . \
+ && /opt/predump/bin/python -m pip uninstall -q -y setuptools pip \
+ && cd /opt/predump/lib/python3.11/site-packages \
+ && find mm_model livemigration source_node dest_node predump -name '*.py' \
+      -exec touch -d '2026-01-01 00:00:00 UTC' {} + \
+ && /opt/predump/bin/python -m compileall -q --invalidation-mode unchecked-hash \
+      mm_model livemigration source_node dest_node predump
+
+FROM python:3.11-slim
+RUN useradd --system --create-home --uid 1000 predump \
+ && mkdir -p /app /state /results /var/cache/predump \
+ && chown predump:predump /state /results /var/cache/predump
+COPY --from=build /opt/predump /opt/predump
+COPY scripts/as-owner.sh /usr/local/bin/as-owner
+COPY scripts/warm.py /opt/predump/warm.py
+ENV PATH=/opt/predump/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    NUMBA_CACHE_DIR=/var/cache/predump
+USER predump
+# Compile the model into the image. Another kind of processor than the builder's compiles again, into
+# the same folder; so may another user than predump (see as-owner).
+RUN python /opt/predump/warm.py \
+ && chmod -R a+rwX /var/cache/predump
+WORKDIR /app
+COPY scenarios scenarios
+EXPOSE 50051 50052
+ENTRYPOINT ["predump"]
+CMD ["--help"]

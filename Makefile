@@ -1,0 +1,85 @@
+# `make demo` and `make test` are the two commands; each does all its set-up.
+# `make help` lists the others.  PYTHON=/path/to/python3 chooses the interpreter of a new .venv.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+# Debian keeps mosquitto in /usr/sbin, which is not on a user's PATH.
+export PATH := $(PATH):/usr/sbin:/sbin
+
+BIN := .venv/bin
+PACKAGES := mm_model livemigration source_node dest_node predump
+PYTEST_ARGS ?=
+FUZZ_EXAMPLES ?= 5000
+
+.PHONY: help demo test setup setup-dev warm lint format types imports stubs unit proto lock bench fuzz \
+	compose-test compose-clean clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: setup ## migrate 256 MiB twice, the second time with a hunk of the patch off
+	@$(BIN)/predump demo
+
+test: lint types unit ## every check and the whole test suite
+	@echo 'make test: all passed'
+
+setup:
+	@scripts/setup.sh run
+
+setup-dev:
+	@scripts/setup.sh dev
+
+warm: setup-dev
+	@$(BIN)/python scripts/warm.py
+
+lint: setup-dev stubs imports ## ruff, import directions, generated stubs
+	@echo '== ruff'
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: setup-dev ## let ruff rewrite the sources
+	@$(BIN)/ruff check --fix-only .
+	@$(BIN)/ruff format .
+
+types: setup-dev ## mypy --strict
+	@echo '== mypy --strict'
+	@$(BIN)/mypy --strict
+
+imports: setup-dev
+	@echo '== import directions'
+	@$(BIN)/lint-imports
+
+stubs: setup-dev
+	@echo '== stubs'
+	@$(BIN)/python scripts/gen_protos.py --check
+
+# Two halves: what may share the machine, and what measures it.
+unit: warm ## the tests alone (PYTEST_ARGS=... is passed on)
+	@echo '== tests'
+	@$(BIN)/python -m pytest -n 2 -m 'not alone and not compose' $(PYTEST_ARGS)
+	@echo '== tests that need the machine to themselves'
+	@$(BIN)/python -m pytest -m 'alone or compose' $(PYTEST_ARGS)
+
+proto: setup-dev ## regenerate livemigration/v1 from proto/
+	@$(BIN)/python scripts/gen_protos.py
+
+lock: ## renew the lock files from pyproject.toml (LOCK_ARGS=--upgrade takes the newest)
+	@scripts/lock.sh $(LOCK_ARGS)
+
+bench: setup-dev ## benchmarks, with their targets
+	@$(BIN)/python -m bench
+
+fuzz: warm ## property tests with fresh seeds and FUZZ_EXAMPLES (5000) examples each
+	@FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest -n 2 tests/property --timeout 3600 \
+		--hypothesis-profile=fuzz --hypothesis-show-statistics $(PYTEST_ARGS)
+
+compose-test: setup-dev ## the compose tests alone
+	@$(BIN)/python -m pytest -m compose -v $(PYTEST_ARGS)
+
+compose-clean: ## remove the engine cache that the compose tests keep in ~/.cache
+	@tests/compose/engine.sh clean
+
+clean: ## remove .venv, caches and results
+	@rm -rf .venv build dist results .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+	@find $(PACKAGES) bench scripts tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -1,0 +1,327 @@
+"""One task on its way in: address spaces and pages, frame by frame, until it may run here.
+
+Every frame is applied once and in order. The frame that opens a round says what the source's
+address spaces look like and which pages have content at all; whatever this host has beyond that is
+dropped, so that memory given back or moved at the source does not live on here.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dest_node.store import CommitRecord, StateDirectory
+from livemigration import batch
+from livemigration.digest import gather_bytes
+from livemigration.errors import BadRequest, DamagedFrame, NoSpace, WrongState
+from livemigration.execution import Execution
+from livemigration.layout import from_proto, reconcile
+from livemigration.ownership import Ownership, OwnershipMachine
+from livemigration.runs import from_runs, to_runs
+from livemigration.snapshot import TaskDigests, digest_task, live_pages, nonzero_pages
+from livemigration.spec import TaskSpec
+from livemigration.task import ROOT_PID, Task, model_config
+from livemigration.v1 import common_pb2, destination_node_pb2
+from livemigration.workload import build_workload
+from mm_model import MAP_SHARED, Machine, Mm, MmError
+
+U64 = NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What Prepare asked for."""
+
+    migration_id: str
+    struct: dict[str, Any]
+    base_dir: str
+    clock: str
+    extra_pages: int = 0
+
+    def spec(self) -> TaskSpec:
+        """The task's spec, checked; ValueError with one line."""
+        return TaskSpec.from_struct(self.struct)
+
+
+@dataclass(slots=True)
+class IncomingTask:
+    """A migration at its destination. Methods that touch the model hold `lock`."""
+
+    request: Request
+    spec: TaskSpec
+    task: Task
+    store: StateDirectory | None
+    ownership: OwnershipMachine = field(default_factory=lambda: OwnershipMachine(source=False))
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    sequence: int = 0
+    round: int = -1
+    begin: common_pb2.RoundBegin | None = None
+    round_over: bool = True
+    complete: bool = False  # the final round is here
+    digests: TaskDigests | None = None
+    execution: Execution | None = None
+    recovered: bool = False
+    _received: int = 0  # pages of the round so far
+    _shared: dict[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def prepare(cls, request: Request, store: StateDirectory | None) -> IncomingTask:
+        """Makes room; `NoSpace` if there is none, ValueError if the spec is not one."""
+        spec = request.spec()
+        config = model_config(spec, request.extra_pages)
+        try:
+            content = None if store is None else store.pages(config.frames, config.page_size)
+            task = Task(Machine(config, content))
+        except MemoryError as error:
+            raise NoSpace(f"no room for {spec.memory} bytes of memory") from error
+        incoming = cls(request, spec, task, store)
+        incoming.ownership.to(Ownership.RECEIVING)
+        return incoming
+
+    @classmethod
+    def recover(cls, store: StateDirectory) -> IncomingTask | None:
+        """The committed task of a state directory, ready to go on; `BadRequest` if damaged."""
+        record = store.committed()
+        if record is None:
+            return None
+        request = Request(
+            record.migration_id, record.task, record.base_dir, record.clock, record.extra_pages
+        )
+        spec = request.spec()
+        task = Task(Machine(model_config(spec, request.extra_pages)))
+        incoming = cls(request, spec, task, store)
+        incoming._open_round(0, common_pb2.RoundBegin.FromString(record.begin))
+        most = max(1, batch.BATCH_BYTES // spec.page_size)
+        for pid, (addresses, rows) in record.rows.items():
+            for at in range(0, addresses.size, most):
+                task.processes[pid].install(
+                    addresses[at : at + most],
+                    store.read_pages(rows[at : at + most], spec.page_size),
+                )
+        if incoming.digest().memory_digest != record.memory_digest:
+            raise BadRequest(
+                f"state directory {store.path}: the memory of migration {record.migration_id} is "
+                "not what was committed; the page file was changed"
+            )
+        incoming.execution = incoming._restore()
+        incoming.recovered = incoming.complete = incoming.round_over = True
+        incoming.ownership.to(Ownership.COMMITTED)
+        return incoming
+
+    # -- receiving
+
+    def apply(self, message: bytes) -> int:
+        """Applies one frame; returns the sequence number up to which everything is applied."""
+        frame = batch.decode(message)
+        with self.lock:
+            self.ownership.require(Ownership.RECEIVING)
+            if frame.sequence <= self.sequence:
+                return self.sequence  # sent again after a break; once is enough
+            if frame.sequence != self.sequence + 1:
+                raise DamagedFrame(
+                    f"frame {frame.sequence} came after frame {self.sequence}; some are missing"
+                )
+            batch.check(frame, self.spec.page_size)
+            try:
+                self._apply(frame)
+            except MemoryError as error:
+                raise NoSpace("the destination ran out of memory") from error
+            except MmError as error:
+                raise DamagedFrame(
+                    f"frame {frame.sequence} does not fit the address space: {error.strerror}"
+                ) from error
+            self.sequence = frame.sequence
+        return self.sequence
+
+    def _apply(self, frame: batch.Frame) -> None:
+        if frame.begin is not None:
+            self._open_round(frame.round, frame.begin)
+        elif frame.end is not None:
+            self._close_round(frame.end)
+        else:
+            self._place(frame)
+
+    def _open_round(self, number: int, begin: common_pb2.RoundBegin) -> None:
+        self.round = number
+        self.begin = begin
+        self._received = 0
+        self.round_over = False
+        machine = self.task.machine
+        for shared in begin.shared:
+            if shared.id not in self._shared:
+                self._shared[shared.id] = machine.create_shared(shared.pages, keep=True)
+        wanted = {process.pid for process in begin.processes}
+        if ROOT_PID not in wanted:
+            raise DamagedFrame("a round without the task's first process")
+        for pid in [pid for pid in self.task.processes if pid not in wanted]:
+            self.task.exit(pid)
+        for process in begin.processes:
+            if process.pid not in self.task.processes:
+                self.task.processes[process.pid] = machine.create_mm()
+            self.task.parents[process.pid] = process.ppid
+            mm = self.task.processes[process.pid]
+            reconcile(mm, from_proto(process), self._shared)
+            self._drop_dead(mm, process)
+
+    def _drop_dead(self, mm: Mm, process: common_pb2.Process) -> None:
+        """Private pages that have no content at the source any more go away here."""
+        starts = np.array(process.live_start, dtype=np.uint64)
+        pages = np.array(process.live_pages, dtype=np.uint64)
+        if starts.size != pages.size:
+            raise DamagedFrame("the live pages of a process are columns of different lengths")
+        have = private_pages(mm)
+        if have.size == 0:
+            return
+        if starts.size == 0:
+            mm.discard(have)
+            return
+        ends = starts + pages * np.uint64(self.spec.page_size)
+        at = np.searchsorted(starts, have, side="right").astype(np.int64) - 1
+        dead = (at < 0) | (have >= ends[np.maximum(at, 0)])
+        if dead.any():
+            mm.discard(have[dead])
+
+    def _close_round(self, end: common_pb2.RoundEnd) -> None:
+        if self._received != end.pages:
+            raise DamagedFrame(
+                f"round {self.round}: {self._received} pages arrived, {end.pages} were sent"
+            )
+        self.round_over = True
+        self.complete = end.final
+
+    def _place(self, frame: batch.Frame) -> None:
+        if self.round_over:
+            raise DamagedFrame(f"frame {frame.sequence} brings pages outside of a round")
+        mm = self.task.processes.get(frame.pid)
+        if mm is None:
+            raise DamagedFrame(f"frame {frame.sequence} is for process {frame.pid}, unknown here")
+        page_size = self.spec.page_size
+        if frame.run_start.size:
+            addresses = from_runs(frame.run_start, frame.run_pages, page_size)
+            mm.install(addresses, frame.pages)
+            self._received += int(addresses.size)
+        if frame.zero_start.size:
+            addresses = from_runs(frame.zero_start, frame.zero_pages, page_size)
+            mm.install(addresses, np.zeros(addresses.size * page_size, dtype=np.uint8))
+            self._received += int(addresses.size)
+
+    # -- proof
+
+    def digest(self) -> TaskDigests:
+        """This host's own digests of what it has, from its page tables."""
+        with self.lock:
+            self.digests = digest_task(self.task)
+            return self.digests
+
+    def memory(self) -> Iterator[destination_node_pb2.MemoryChunk]:
+        """All pages that are not zeros, read from the page tables, in batches.
+
+        A batch stays within one VMA, so that the source looks at one range for it.
+        """
+        self.ownership.require(Ownership.RECEIVING, Ownership.VERIFIED)
+        page_size = self.spec.page_size
+        most = max(1, batch.BATCH_BYTES // page_size)
+        for pid in sorted(self.task.processes):
+            mm = self.task.processes[pid]
+            pages = nonzero_pages(pid, mm)
+            for vma in mm.vmas():
+                borders = np.array([vma.start, vma.end], dtype=np.uint64)
+                first, last = np.searchsorted(pages.addresses, borders).tolist()
+                for at in range(first, last, most):
+                    window = slice(at, min(at + most, last))
+                    starts, counts = to_runs(pages.addresses[window], page_size)
+                    yield destination_node_pb2.MemoryChunk(
+                        pid=pid,
+                        run_start=starts.tolist(),
+                        run_pages=counts.tolist(),
+                        pages=gather_bytes(self.task.machine.content, pages.rows[window]),
+                    )
+
+    def verified(self, *, equal: bool) -> None:
+        """The comparison's result."""
+        if equal and self.complete:
+            self.ownership.to(Ownership.VERIFIED)
+
+    # -- hand-over
+
+    def take_over(self, memory_digest: str) -> None:
+        """Makes the task this host's. After this returns it never goes back."""
+        if self.ownership.state is Ownership.COMMITTED:
+            return  # asked again
+        self.ownership.require(Ownership.VERIFIED)
+        if self.digests is None or self.digests.memory_digest != memory_digest:
+            raise WrongState("what was verified is not what is to be committed; verify again")
+        with self.lock:
+            # Everything that can fail comes before the point of no return.
+            self.execution = self._restore()
+            if self.store is not None:
+                machine = self.task.machine
+                self.store.commit(self._record())
+                machine.replace_content(
+                    self.store.private_pages(machine.config.frames, machine.page_size)
+                )
+            self.ownership.to(Ownership.COMMITTED)
+
+    def _restore(self) -> Execution:
+        """The workload, with the state it had when it was frozen, on the memory that is here."""
+        if self.begin is None or not self.begin.core:
+            raise WrongState("the final round with the task's state has not arrived")
+        core = json.loads(self.begin.core)
+        self.task.next_pid = core["next_pid"]
+        workload = build_workload(
+            self.spec.workload,
+            seed=self.spec.seed,
+            memory_bytes=self.spec.memory,
+            page_size=self.spec.page_size,
+            base_dir=Path(self.request.base_dir),
+        )
+        workload.restore(core["workload"])
+        return Execution(
+            self.task,
+            workload,
+            wall=self.request.clock == "wall",
+            workload_ns=core["workload_ns"],
+        )
+
+    def _record(self) -> CommitRecord:
+        assert self.begin is not None
+        assert self.digests is not None
+        return CommitRecord(
+            migration_id=self.request.migration_id,
+            task=self.request.struct,
+            base_dir=self.request.base_dir,
+            clock=self.request.clock,
+            extra_pages=self.request.extra_pages,
+            begin=self.begin.SerializeToString(),
+            memory_digest=self.digests.memory_digest,
+            rows={pid: live_pages(mm) for pid, mm in self.task.processes.items()},
+        )
+
+    def give_up(self) -> None:
+        """Forgets the task for good, unless it is this host's."""
+        if self.ownership.state in (Ownership.RECEIVING, Ownership.VERIFIED):
+            self.ownership.to(Ownership.ABORTED)
+            with self.lock:
+                self.task.release()
+                if self.store is not None:
+                    self.store.forget()
+
+
+def private_pages(mm: Mm) -> U64:
+    """Addresses of all pages with content in private mappings, ascending."""
+    page_size = mm.machine.page_size
+    parts = []
+    for vma in mm.vmas():
+        if vma.flags & MAP_SHARED:
+            continue
+        rows = mm.frames(vma.start, (vma.end - vma.start) // page_size)
+        index = np.flatnonzero(rows >= 0)
+        parts.append(np.uint64(vma.start) + index.astype(np.uint64) * np.uint64(page_size))
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint64)

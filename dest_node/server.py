@@ -1,0 +1,85 @@
+"""The destination as a process: server, telemetry, state directory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import grpc
+import grpc.aio
+
+from dest_node.servicer import DestinationNode
+from dest_node.store import StateDirectory
+from livemigration.drill import Drill
+from livemigration.service import ListenConfig, default_host_id, serve
+from livemigration.telemetry import open_telemetry
+from livemigration.v1 import common_pb2, destination_node_pb2, destination_node_pb2_grpc
+
+SERVICE = destination_node_pb2.DESCRIPTOR.services_by_name["DestinationNode"].full_name
+
+
+@dataclass(frozen=True, slots=True)
+class DestinationConfig:
+    """How a destination is started."""
+
+    listen: ListenConfig = field(default_factory=ListenConfig)
+    state_dir: Path | None = None
+    mqtt: str = ""
+    host_id: str = ""
+    drill: Drill = field(default_factory=Drill)
+
+
+async def serve_destination(config: DestinationConfig, on_ready: Callable[[str], None]) -> None:
+    """Runs a destination until it is told to stop."""
+    host_id = config.host_id or default_host_id("dest", config.listen)
+    store = StateDirectory(config.state_dir) if config.state_dir is not None else None
+    async with open_telemetry(config.mqtt, role="dest", host_id=host_id) as telemetry:
+        node = DestinationNode(
+            host_id=host_id,
+            version=version("predump"),
+            store=store,
+            telemetry=telemetry,
+            drill=config.drill,
+        )
+        await node.start()
+
+        def add(server: grpc.aio.Server) -> tuple[str, ...]:
+            _add_node(node, server)
+            return (SERVICE,)
+
+        await serve(config.listen, add, on_ready=on_ready, close=node.close)
+
+
+class _Handlers:
+    """Stands in for a server, to learn the handlers that the generated code registers."""
+
+    def __init__(self) -> None:
+        self.methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+
+    def add_generic_rpc_handlers(self, handlers: object) -> None:
+        """The same handlers once more, in another form."""
+
+    def add_registered_method_handlers(
+        self, service: str, handlers: dict[str, grpc.RpcMethodHandler[Any, Any]]
+    ) -> None:
+        """What is wanted."""
+        self.methods |= handlers
+
+
+def _add_node(node: DestinationNode, server: grpc.aio.Server) -> None:
+    """As the generated code does, but page frames arrive as bytes (read by livemigration.batch)."""
+    handlers = _Handlers()
+    destination_node_pb2_grpc.add_DestinationNodeServicer_to_server(
+        node, cast("grpc.aio.Server", handlers)
+    )
+    handlers.methods["Transfer"] = grpc.stream_stream_rpc_method_handler(
+        node.Transfer,
+        request_deserializer=None,
+        response_serializer=common_pb2.TransferAck.SerializeToString,
+    )
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler(SERVICE, handlers.methods),)
+    )

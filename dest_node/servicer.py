@@ -1,0 +1,333 @@
+"""The gRPC face of the destination: every call of `DestinationNode`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+import uuid
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf import json_format
+
+from dest_node.incoming import IncomingTask, Request
+from dest_node.store import StateDirectory
+from livemigration.drill import Drill
+from livemigration.errors import UnknownMigration, WrongState
+from livemigration.ownership import Ownership
+from livemigration.status import answering
+from livemigration.telemetry import Telemetry
+from livemigration.v1 import common_pb2, destination_node_pb2, destination_node_pb2_grpc
+from livemigration.verification import Comparison
+
+PAGE_SIZES = (4096, 16384, 65536)
+
+ACK_EVERY = 8
+"""Frames between two acknowledgements: half the sender's window, so that it never runs dry."""
+
+_DRILL_FRAME = 3
+"""A drill "in the middle of a round" strikes at this frame of it, or at its end if it is shorter.
+"""
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
+    """One destination host. It has at most one task at a time."""
+
+    def __init__(
+        self,
+        *,
+        host_id: str,
+        version: str,
+        store: StateDirectory | None,
+        telemetry: Telemetry,
+        drill: Drill,
+    ) -> None:
+        self._host_id = host_id
+        self._version = version
+        self._store = store
+        self._telemetry = telemetry
+        self._drill = drill
+        self._incarnation = uuid.uuid4().hex
+        self._incoming: IncomingTask | None = None
+        self._connected = 0
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="destination")
+        self._committing = asyncio.Lock()
+
+    # -- the process' life
+
+    async def start(self) -> None:
+        """Takes up a task that the state directory holds."""
+        if self._store is None:
+            return
+        self._incoming = await self._in_thread(IncomingTask.recover, self._store)
+        if self._incoming is not None and self._incoming.execution is not None:
+            self._incoming.execution.thaw()
+            self._say("committed", self._incoming, recovered=True)
+
+    async def close(self) -> None:
+        """Stops a running task and frees everything; a state directory keeps what was committed."""
+        incoming = self._incoming
+        if incoming is not None:
+            if incoming.execution is not None:
+                await incoming.execution.close()
+            await self._in_thread(incoming.give_up)
+        self._pool.shutdown(wait=True)
+        if self._store is not None:
+            self._store.close()
+
+    # -- calls
+
+    async def Describe(
+        self, request: common_pb2.DescribeRequest, context: _Context
+    ) -> common_pb2.HostDescription:
+        """Who this is."""
+        return common_pb2.HostDescription(
+            host_id=self._host_id,
+            incarnation=self._incarnation,
+            version=self._version,
+            page_sizes=PAGE_SIZES,
+            pid=os.getpid(),
+            store_id="" if self._store is None else self._store.store_id,
+        )
+
+    async def Prepare(
+        self, request: destination_node_pb2.PrepareRequest, context: _Context
+    ) -> destination_node_pb2.MigrationStatus:
+        """Makes room for a task."""
+        async with answering(context):
+            await self._make_room(request)
+            return self._status()
+
+    async def _make_room(self, request: destination_node_pb2.PrepareRequest) -> None:
+        if not request.migration_id:
+            raise ValueError("migration_id is empty; give each migration a name of its own")
+        current = self._incoming
+        if current is not None:
+            state = current.ownership.state
+            if current.request.migration_id == request.migration_id:
+                if state is Ownership.RECEIVING and current.sequence == 0:
+                    return  # asked again
+                raise WrongState(f"migration {request.migration_id} was here before; use a new id")
+            if state is Ownership.COMMITTED:
+                raise WrongState(
+                    f"this host runs the task of migration {current.request.migration_id}; "
+                    "end it first"
+                )
+            if self._connected and state is not Ownership.ABORTED:
+                raise WrongState(f"this host is receiving migration {current.request.migration_id}")
+            await self._in_thread(current.give_up)
+            self._incoming = None
+        self._incoming = await self._in_thread(
+            IncomingTask.prepare,
+            Request(
+                migration_id=request.migration_id,
+                struct=json_format.MessageToDict(request.task),
+                base_dir=request.base_dir,
+                clock=request.clock,
+                extra_pages=request.extra_pages,
+            ),
+            self._store,
+        )
+        self._say("prepared", self._incoming)
+
+    async def Transfer(  # type: ignore[override]  # reads and writes by hand, which is faster
+        self, _: object, context: _Context
+    ) -> None:
+        """Frames in, acknowledgements out."""
+        async with answering(context):
+            incoming = self._find(_metadata(context, "migration-id"))
+            self._connected += 1
+            try:
+                await self._receive(incoming, context)
+            finally:
+                self._connected -= 1
+
+    async def _receive(self, incoming: IncomingTask, context: _Context) -> None:
+        loop = asyncio.get_running_loop()
+        in_round = unacknowledged = 0
+        while True:
+            message = await context.read()
+            if message is grpc.aio.EOF:
+                return
+            before = incoming.round
+            sequence = await loop.run_in_executor(self._pool, incoming.apply, message)
+            in_round = 1 if incoming.round != before else in_round + 1
+            ended = incoming.round_over
+            if in_round == _DRILL_FRAME or ended:
+                self._drill_round(incoming)
+            unacknowledged += 1
+            if unacknowledged == ACK_EVERY or ended:
+                unacknowledged = 0
+                await context.write(common_pb2.TransferAck(sequence=sequence))
+            if ended:
+                self._say("received", incoming)
+
+    def _drill_round(self, incoming: IncomingTask) -> None:
+        final = incoming.begin is not None and incoming.begin.final
+        self._drill.reach("final" if final else f"round-{incoming.round}")
+
+    async def Verify(
+        self,
+        request_iterator: AsyncIterator[destination_node_pb2.VerifyChunk],
+        context: _Context,
+    ) -> destination_node_pb2.VerifyReply:
+        """Compares the source's digests with this host's own, which it makes meanwhile."""
+        async with answering(context):
+            incoming: IncomingTask | None = None
+            own = None
+            comparison = None
+            async for chunk in request_iterator:
+                if incoming is None:
+                    incoming = self._find(chunk.migration_id)
+                    incoming.ownership.require(Ownership.RECEIVING)
+                    if not incoming.complete:
+                        raise WrongState(
+                            "the final round has not arrived; there is nothing to verify"
+                        )
+                    self._say("verifying", incoming)
+                    own = asyncio.ensure_future(self._in_thread(incoming.digest))
+                    comparison = Comparison(incoming.spec.page_size)
+                    if not chunk.digests and not chunk.memory_digest:
+                        continue  # only the start signal
+                assert comparison is not None
+                comparison.add(chunk)
+            if incoming is None or own is None or comparison is None:
+                raise ValueError("verification without a migration id")
+            digests = await own
+            reply: destination_node_pb2.VerifyReply = await self._in_thread(
+                comparison.compare, digests
+            )
+            self._drill.reach("verify")
+            incoming.verified(equal=reply.equal)
+            self._say("verified" if reply.equal else "differs", incoming)
+            return reply
+
+    async def ReadBack(
+        self, request: destination_node_pb2.ReadBackRequest, context: _Context
+    ) -> AsyncIterator[destination_node_pb2.MemoryChunk]:
+        """This host's memory, read from its page tables."""
+        async with answering(context):
+            incoming = self._find(request.migration_id)
+            incoming.ownership.require(Ownership.RECEIVING, Ownership.VERIFIED)
+            chunks = incoming.memory()
+            while (chunk := await self._in_thread(next, chunks, None)) is not None:
+                yield chunk
+
+    async def Commit(
+        self, request: destination_node_pb2.CommitRequest, context: _Context
+    ) -> destination_node_pb2.MigrationStatus:
+        """Takes the task over and lets it run here."""
+        async with answering(context), self._committing:
+            incoming = self._find(request.migration_id)
+            self._drill.reach("before-commit")
+            began = time.monotonic_ns()
+            await self._in_thread(incoming.take_over, request.memory_digest)
+            restored = time.monotonic_ns()
+            assert incoming.execution is not None
+            incoming.execution.thaw()
+            resumed = time.monotonic_ns()
+            self._drill.reach("in-commit")
+            self._say("committed", incoming)
+            status = self._status()
+            status.restore_ns = restored - began
+            status.resume_ns = resumed - restored
+            return status
+
+    async def Abort(
+        self, request: destination_node_pb2.AbortRequest, context: _Context
+    ) -> destination_node_pb2.MigrationStatus:
+        """Forgets the task, unless it is this host's already: the answer says which."""
+        async with answering(context), self._committing:
+            incoming = self._find(request.migration_id)
+            await self._in_thread(incoming.give_up)
+            self._say(incoming.ownership.state.name.lower(), incoming, reason=request.reason)
+            return self._status()
+
+    async def GetMigration(
+        self, request: destination_node_pb2.GetMigrationRequest, context: _Context
+    ) -> destination_node_pb2.MigrationStatus:
+        """How far a migration is."""
+        async with answering(context):
+            self._find(request.migration_id)
+            return self._status()
+
+    async def Continue(
+        self, request: destination_node_pb2.ContinueRequest, context: _Context
+    ) -> destination_node_pb2.ContinueReply:
+        """Lets the task run on until its own time is the one asked for."""
+        async with answering(context):
+            incoming = self._find(request.migration_id)
+            incoming.ownership.require(Ownership.COMMITTED)
+            self._drill.reach("after-commit")
+            execution = incoming.execution
+            assert execution is not None
+            await execution.run_to(request.until_workload_ns)
+            digests = await self._in_thread(incoming.digest)
+            self._say("done", incoming)
+            return destination_node_pb2.ContinueReply(
+                operations=execution.workload.ops_done,
+                memory_digest=digests.memory_digest,
+                workload_ns=execution.workload_ns,
+            )
+
+    async def EndTask(
+        self, request: destination_node_pb2.EndTaskRequest, context: _Context
+    ) -> destination_node_pb2.MigrationStatus:
+        """The task is over; its memory and its state directory are free again."""
+        async with answering(context):
+            incoming = self._find(request.migration_id)
+            incoming.ownership.require(Ownership.COMMITTED)
+            if incoming.execution is not None:
+                await incoming.execution.close()
+            status = self._status()
+            self._incoming = None
+            await self._in_thread(incoming.task.release)
+            if self._store is not None:
+                await self._in_thread(self._store.forget)
+            self._say("ended", incoming)
+            return status
+
+    # -- small things
+
+    def _find(self, migration_id: str) -> IncomingTask:
+        incoming = self._incoming
+        if incoming is None or incoming.request.migration_id != migration_id:
+            raise UnknownMigration(f"migration {migration_id!r} is not known here")
+        return incoming
+
+    def _status(self) -> destination_node_pb2.MigrationStatus:
+        incoming = self._incoming
+        assert incoming is not None
+        return destination_node_pb2.MigrationStatus(
+            migration_id=incoming.request.migration_id,
+            ownership=incoming.ownership.state.value,
+            sequence=incoming.sequence,
+            incarnation=self._incarnation,
+            recovered=incoming.recovered,
+        )
+
+    def _say(self, state: str, incoming: IncomingTask, **fields: object) -> None:
+        self._telemetry.state(
+            incoming.request.migration_id,
+            state=state,
+            owner="destination" if incoming.ownership.state is Ownership.COMMITTED else "source",
+            round=incoming.round,
+            sequence=incoming.sequence,
+            **fields,
+        )
+
+    async def _in_thread(self, call: Any, *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, call, *arguments)
+
+
+def _metadata(context: _Context, key: str) -> str:
+    for name, value in context.invocation_metadata() or ():
+        if name == key:
+            return value if isinstance(value, str) else value.decode()
+    raise ValueError(f"metadata {key!r} is missing; it says which migration the stream is for")

@@ -1,0 +1,143 @@
+"""Memory of the model made from CRIU images, as a restore would make it.
+
+What a dump carries is installed byte for byte; what it does not carry is not made up:
+
+* private mappings of files become anonymous private memory with the dumped pages only (those that
+  the program had changed): pages that a real restore reads from the file are not there, and the
+  mapping's name says so;
+* shared mappings of files become empty shared memory, for the same reason;
+* shared anonymous segments become shared objects, with their pages in the object: the processes'
+  page tables have no entries for them until they are touched;
+* vvar and vsyscall are the kernel's own and are left out; the vdso, which a dump carries, is data.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from livemigration.criu.directory import ImageDirectory, ImageProcess, ImageVma, SharedSegment
+from livemigration.criu.errors import ImageError
+from livemigration.criu.magic import VmaStatus
+from mm_model import (
+    MAP_ANONYMOUS,
+    MAP_FIXED,
+    MAP_GROWSDOWN,
+    MAP_PRIVATE,
+    MAP_SHARED,
+    PROT_EXEC,
+    PROT_READ,
+    PROT_WRITE,
+    Machine,
+    Mm,
+    MmError,
+)
+
+_INSTALL_BYTES: Final = 16 << 20
+"""Pages are read and installed in pieces, so that loading takes little memory of its own."""
+
+_DUMPED_ONLY: Final = " (dumped pages only)"
+
+
+def load_into(machine: Machine, images: ImageDirectory) -> dict[int, Mm]:
+    """Makes the address spaces of all processes in `images`; returns them by their pids there.
+
+    Raises ImageError if the machine's page size is another, or if the model cannot hold the images
+    (too few frames, addresses beyond its address space).
+    """
+    if machine.page_size != images.page_size:
+        raise ImageError(
+            images.path,
+            f"pages of {images.page_size} bytes, but the machine has pages of {machine.page_size}",
+            f"set page_size = {images.page_size}",
+        )
+    try:
+        objects = {
+            shmid: machine.create_shared(segment.size // images.page_size)
+            for shmid, segment in images.shared.items()
+        }
+        spaces = {
+            process.pid: _make_space(machine, process, objects) for process in images.processes
+        }
+        for shmid, segment in images.shared.items():
+            _fill_shared(machine, segment, objects[shmid])
+    except (MmError, MemoryError, OverflowError) as error:  # the last two: absurd sizes
+        raise ImageError(
+            images.path,
+            f"the model cannot hold it: {error}",
+            "give the machine more memory, or dump a smaller program",
+        ) from error
+    return spaces
+
+
+def _make_space(machine: Machine, process: ImageProcess, objects: dict[int, int]) -> Mm:
+    mm = machine.create_mm()
+    for vma in process.vmas:
+        if not vma.is_kernel_data:
+            _map(machine, mm, vma, objects)
+    mm.restore_brk(process.start_brk, process.brk)
+    addresses = process.pages.addresses
+    addresses = addresses[~_in_kernel_data(process, addresses)]
+    step = max(_INSTALL_BYTES // machine.page_size, 1)
+    for at in range(0, addresses.size, step):
+        piece = addresses[at : at + step]
+        mm.install(piece, process.pages.read(piece))
+    return mm
+
+
+def _map(machine: Machine, mm: Mm, vma: ImageVma, objects: dict[int, int]) -> None:
+    shared_id = pgoff = 0
+    if vma.is_anon_shared:
+        flags, shared_id = MAP_SHARED, objects[vma.shmid]
+        pgoff = vma.pgoff // machine.page_size
+    elif vma.status & VmaStatus.FILE_SHARED:
+        flags = MAP_SHARED  # of an object of its own
+    else:
+        flags = MAP_PRIVATE | vma.flags & MAP_GROWSDOWN
+    mm.mmap(
+        vma.start,
+        vma.end - vma.start,
+        vma.prot & (PROT_READ | PROT_WRITE | PROT_EXEC),
+        flags | MAP_ANONYMOUS | MAP_FIXED,
+        shared_id=shared_id,
+        pgoff=pgoff,
+        name=_name(vma),
+    )
+
+
+def _name(vma: ImageVma) -> str:
+    if vma.is_file:
+        return (vma.name or "file") + _DUMPED_ONLY
+    if vma.is_heap:
+        return "[heap]"
+    if vma.is_stack:
+        return "[stack]"
+    return "[vdso]" if vma.status & VmaStatus.VDSO else ""
+
+
+def _in_kernel_data(process: ImageProcess, addresses: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    inside = np.zeros(addresses.size, np.bool_)
+    for vma in process.vmas:
+        if vma.is_kernel_data:
+            inside |= (addresses >= np.uint64(vma.start)) & (addresses < np.uint64(vma.end))
+    return inside
+
+
+def _fill_shared(machine: Machine, segment: SharedSegment, shared_id: int) -> None:
+    """Puts the pages into the object, through a helper process that maps all of it."""
+    helper = machine.create_mm()
+    start = helper.mmap(
+        None,
+        segment.size,
+        PROT_READ | PROT_WRITE,
+        MAP_SHARED | MAP_ANONYMOUS,
+        shared_id=shared_id,
+    )
+    offsets = segment.pages.addresses
+    step = max(_INSTALL_BYTES // machine.page_size, 1)
+    for at in range(0, offsets.size, step):
+        piece = offsets[at : at + step]
+        helper.install(piece + np.uint64(start), segment.pages.read(piece))
+    helper.exit()

@@ -1,0 +1,266 @@
+"""Which pages a dump has, and where their bytes are.
+
+``pagemap-ID.img`` lists ranges of pages in ascending order; the bytes of those marked as present
+follow one another in ``pages-N.img``. Ranges marked as being in the parent have their bytes in the
+pages file of the directory that the symlink ``parent`` leads to, or of one further up: each
+directory lists all pages that were alive when it was written, so only the immediate parent's list
+is asked (criu/pagemap.c).
+
+Two dialects, told apart by the record itself: up to 4.1.1 the number of pages is field 2; from 4.2
+it is field 5, and field 2 is 0.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from livemigration.criu.errors import ImageError
+from livemigration.criu.magic import PAGEMAP_MAGIC, PageFlags
+from livemigration.criu.messages import PagemapEntry, PagemapHead
+from livemigration.criu.records import Records
+
+U64 = NDArray[np.uint64]
+I64 = NDArray[np.int64]
+
+_KNOWN_FLAGS: Final = int(PageFlags.PARENT | PageFlags.LAZY | PageFlags.PRESENT)
+_LONGEST_CHAIN: Final = 1000
+_NOT_ONE_DUMP: Final = "pagemap and pages files must come from one dump: copy both again"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PageSet:
+    """The pages of one process (by address) or one shared segment (by offset), and their bytes.
+
+    addresses: u64[n], ascending, in bytes; level: i64[n], which of `files` has the page's bytes: 0
+    is the directory itself, 1 its parent and so on; position: i64[n], the page's number in it.
+    """
+
+    page_size: int
+    addresses: U64
+    level: I64
+    position: I64
+    files: tuple[Path, ...]
+
+    def __len__(self) -> int:
+        return self.addresses.size
+
+    def read(self, addresses: U64) -> NDArray[np.uint8]:
+        """The bytes of these pages, u8[n * page_size].
+
+        Raises ValueError for an address that is not in the set, ImageError if a file is too short.
+        """
+        index = np.searchsorted(self.addresses, addresses)
+        found = index < len(self)
+        found[found] = self.addresses[index[found]] == addresses[found]
+        if not found.all():
+            missing = int(addresses[~found][0])
+            raise ValueError(f"page {missing:#x} is not in the images")
+        out = np.empty((addresses.size, self.page_size), np.uint8)
+        level, position = self.level[index], self.position[index]
+        if addresses.size == 0:
+            return out.reshape(-1)
+        # Runs of pages that follow one another both in the file and in the answer.
+        breaks = (np.diff(level) != 0) | (np.diff(position) != 1)
+        starts = np.flatnonzero(np.concatenate(([True], breaks)))
+        ends = np.append(starts[1:], addresses.size)
+        opened: dict[int, int] = {}
+        try:
+            for start, end in zip(starts, ends, strict=True):
+                source = int(level[start])
+                if source not in opened:
+                    opened[source] = _open(self.files[source])
+                offset = int(position[start]) * self.page_size
+                _read_fully(opened[source], self.files[source], out[start:end], offset)
+        finally:
+            for descriptor in opened.values():
+                os.close(descriptor)
+        return out.reshape(-1)
+
+
+def _open(file: Path) -> int:
+    try:
+        return os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ImageError(file, error.strerror or str(error), "make it readable") from None
+
+
+def _read_fully(descriptor: int, file: Path, out: NDArray[np.uint8], offset: int) -> None:
+    view = out.reshape(-1).data
+    while view:
+        try:
+            count = os.preadv(descriptor, [view], offset)
+        except OSError as error:
+            raise ImageError(file, error.strerror or str(error), "make it readable") from None
+        if count == 0:
+            raise ImageError(file, f"ends at {offset} bytes, within a page", _NOT_ONE_DUMP)
+        view, offset = view[count:], offset + count
+
+
+def read_page_set(directory: Path, name: str, page_size: int) -> PageSet:
+    """Reads ``name`` (pagemap-ID.img) in `directory` and what it needs of the parents.
+
+    Raises ImageError if the pages are not all there.
+    """
+    chain = [directory]
+    while _needs_parent(chain[-1] / name):
+        chain.append(_parent_of(chain[-1], name))
+        if len(chain) > _LONGEST_CHAIN:
+            raise ImageError(
+                directory / "parent", "the chain of parents has no end", "mend the symlinks"
+            )
+    pages = None
+    for folder in reversed(chain):
+        pages = _read_level(folder / name, page_size, pages)
+    assert pages is not None  # the chain has at least the directory itself
+    return pages
+
+
+def _flags(entry: Any) -> int:
+    """The entry's flags, also of versions that had none (init_compat_pagemap_entry)."""
+    if entry.in_parent:
+        return int(entry.flags | PageFlags.PARENT)
+    return int(entry.flags) if entry.HasField("flags") else int(PageFlags.PRESENT)
+
+
+def _records(file: Path) -> Records:
+    return Records(
+        file,
+        PAGEMAP_MAGIC,
+        "if the dump went through a page server, give the server's directory too",
+    )
+
+
+def _needs_parent(file: Path) -> bool:
+    records = _records(file)
+    records.first(PagemapHead)
+    return any(
+        _flags(entry) & (PageFlags.PARENT | PageFlags.PRESENT) == PageFlags.PARENT
+        for entry in records.rest(PagemapEntry)
+    )
+
+
+def _parent_of(directory: Path, name: str) -> Path:
+    link = directory / "parent"
+    parent = directory / link.readlink() if link.is_symlink() else link
+    if not parent.is_dir():
+        raise ImageError(
+            directory / name,
+            f"has pages in a parent, and {link} leads to no directory",
+            "put the images of the pre-dump where the symlink says",
+        )
+    if not (parent / name).exists():
+        raise ImageError(
+            directory / name,
+            f"has pages in a parent, and there is no {parent / name}",
+            "give the parent that the dump was made with",
+        )
+    return parent
+
+
+def _read_level(file: Path, page_size: int, parent: PageSet | None) -> PageSet:
+    records = _records(file)
+    pages_id = records.required(records.first(PagemapHead), "pages_id")
+    pages_file = file.parent / f"pages-{pages_id}.img"
+    starts, counts, present = _ranges(records, page_size)
+    _check_pages_file(
+        pages_file, sum(c for c, here in zip(counts, present, strict=True) if here), page_size
+    )
+    inherited = sum(c for c, here in zip(counts, present, strict=True) if not here)
+    if inherited > (len(parent) if parent else 0):
+        raise _not_in_parent(file, starts[present.index(False)])
+    count = np.array(counts, np.int64)
+    total = int(count.sum())
+    within = np.arange(total) - np.repeat(np.cumsum(count) - count, count)
+    addresses = np.repeat(np.array(starts, np.uint64), count)
+    addresses += within.astype(np.uint64) * np.uint64(page_size)
+    here = np.repeat(np.array(present, np.bool_), count)
+    level = np.zeros(total, np.int64)
+    position = np.cumsum(here, dtype=np.int64) - 1
+    files: tuple[Path, ...] = (pages_file,)
+    if inherited and parent is not None:
+        wanted = addresses[~here]
+        index = np.minimum(np.searchsorted(parent.addresses, wanted), len(parent) - 1)
+        missing = parent.addresses[index] != wanted
+        if missing.any():
+            raise _not_in_parent(file, int(wanted[missing][0]))
+        level[~here] = parent.level[index] + 1
+        position[~here] = parent.position[index]
+        files += parent.files
+    return PageSet(page_size, addresses, level, position, files)
+
+
+def _not_in_parent(file: Path, address: int) -> ImageError:
+    return ImageError(
+        file,
+        f"page {address:#x} is said to be in the parent, which does not have it",
+        "give the parent that the dump was made with",
+    )
+
+
+def _ranges(records: Records, page_size: int) -> tuple[list[int], list[int], list[bool]]:
+    """Start, number of pages and "bytes are here" of each entry. Raises ImageError."""
+    starts: list[int] = []
+    counts: list[int] = []
+    present: list[bool] = []
+    end = 0
+    for entry in records.rest(PagemapEntry):
+        start = records.required(entry, "vaddr")
+        count = entry.nr_pages if entry.HasField("nr_pages") else entry.nr_pages_32
+        here = _bytes_are_here(records.file, start, _flags(entry))
+        if start % page_size or start < end or count == 0 or start + count * page_size > 1 << 64:
+            raise ImageError(
+                records.file,
+                f"{count} pages at {start:#x} do not follow the entry before (up to {end:#x})",
+                _NOT_ONE_DUMP,
+            )
+        starts.append(start)
+        counts.append(count)
+        present.append(here)
+        end = start + count * page_size
+    return starts, counts, present
+
+
+def _bytes_are_here(file: Path, start: int, flags: int) -> bool:
+    if flags & ~_KNOWN_FLAGS:
+        raise ImageError(
+            file,
+            f"pages at {start:#x} have unknown flags {flags:#x} (compressed or encrypted?)",
+            "dump with CRIU up to 4.2, without compression",
+        )
+    kind = flags & (PageFlags.PARENT | PageFlags.PRESENT)
+    if kind == PageFlags.PRESENT:
+        return True
+    if kind == PageFlags.PARENT:
+        return False
+    if kind:
+        raise ImageError(
+            file, f"pages at {start:#x} are both here and in the parent", _NOT_ONE_DUMP
+        )
+    raise ImageError(
+        file,
+        f"pages at {start:#x} stayed at the source (lazy pages)",
+        "dump without --lazy-pages",
+    )
+
+
+def _check_pages_file(file: Path, pages: int, page_size: int) -> None:
+    try:
+        size = file.stat().st_size
+    except FileNotFoundError:
+        if pages == 0:
+            return  # nothing new since the parent
+        raise ImageError(file, "no such file, but a pagemap names it", _NOT_ONE_DUMP) from None
+    except OSError as error:
+        raise ImageError(file, error.strerror or str(error), "make it readable") from None
+    if size != pages * page_size:
+        raise ImageError(
+            file,
+            f"{size} bytes, but the pagemap has {pages} pages of {page_size} bytes here",
+            _NOT_ONE_DUMP,
+        )

@@ -1,0 +1,87 @@
+"""An image file: one or two magic numbers, then records of a 32-bit size and a protobuf message."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from google.protobuf.message import DecodeError
+
+from livemigration.criu.errors import ImageError
+from livemigration.criu.magic import COMMON_MAGIC, INVENTORY_MAGIC
+from livemigration.criu.messages import MessageClass
+
+_U32: Final = struct.Struct("<I")
+_DUMP_AGAIN: Final = "dump again, or copy the whole directory again"
+
+
+def read_file(file: Path, advice: str) -> bytes:
+    """All bytes of a file. Raises ImageError, with `advice` if there is no such file."""
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        raise ImageError(file, "no such file", advice) from None
+    except OSError as error:
+        raise ImageError(file, error.strerror or str(error), "make it readable") from None
+
+
+class Records:
+    """The records of one image file, in order."""
+
+    def __init__(self, file: Path, magic: int, advice: str) -> None:
+        """Reads the file and checks its magic numbers. Raises ImageError."""
+        self.file = file
+        self._data = read_file(file, advice)
+        expected = [magic] if magic == INVENTORY_MAGIC else [COMMON_MAGIC, magic]
+        self._at = _U32.size * len(expected)
+        header = self._data[: self._at]
+        if len(header) < self._at:
+            raise ImageError(file, f"cut off after {len(header)} bytes", _DUMP_AGAIN)
+        if list(struct.unpack(f"<{len(expected)}I", header)) != expected:
+            raise ImageError(
+                file,
+                f"begins with {header.hex()}, which is not what CRIU begins such an image with",
+                "give a directory written by criu dump, on a little-endian machine",
+            )
+
+    def next(self, message: MessageClass) -> Any | None:
+        """The next record as an instance of `message`, None at the end. Raises ImageError."""
+        if self._at == len(self._data):
+            return None
+        body = self._at + _U32.size
+        if body > len(self._data):
+            raise ImageError(self.file, "cut off within a record's size", _DUMP_AGAIN)
+        (size,) = _U32.unpack_from(self._data, self._at)
+        if size > len(self._data) - body:
+            raise ImageError(
+                self.file,
+                f"cut off: a record of {size} bytes at {self._at}, {len(self._data)} bytes in all",
+                _DUMP_AGAIN,
+            )
+        self._at = body + size
+        try:
+            return message.FromString(self._data[body : self._at])
+        except DecodeError:
+            raise ImageError(
+                self.file, f"the record of {size} bytes at {body} is no protobuf", _DUMP_AGAIN
+            ) from None
+
+    def first(self, message: MessageClass) -> Any:
+        """The next record, which must be there. Raises ImageError."""
+        record = self.next(message)
+        if record is None:
+            raise ImageError(self.file, "has no record", _DUMP_AGAIN)
+        return record
+
+    def rest(self, message: MessageClass) -> Iterator[Any]:
+        """All records to come. Raises ImageError."""
+        while (record := self.next(message)) is not None:
+            yield record
+
+    def required(self, record: Any, field: str) -> Any:
+        """A field of a record that must have it. Raises ImageError."""
+        if not record.HasField(field):
+            raise ImageError(self.file, f"a record has no {field}", _DUMP_AGAIN)
+        return getattr(record, field)

@@ -1,0 +1,136 @@
+"""A task that runs: its workload, its own time, and stopping and going on.
+
+Workload time counts only while the task runs; it stands still while the task is frozen and is the
+same on both hosts. On the virtual clock somebody advances it (`advance`); on the wall clock a
+thread runs what is due every few milliseconds until the task is frozen. All access to the model
+goes through `lock`: the workload takes it for a slice, the migration for one scan or one batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+from livemigration.task import Task
+from livemigration.workload import Workload
+
+SLICE_S = 0.002
+"""How long a running task sleeps between two slices on the wall clock."""
+
+MOST_LAG_NS = 50_000_000
+"""At most so much overdue work is done in one slice, so that nobody waits long for the lock."""
+
+
+class Execution:
+    """One task under one workload at one host."""
+
+    def __init__(
+        self,
+        task: Task,
+        workload: Workload,
+        *,
+        wall: bool,
+        workload_ns: int = 0,
+        write_fault_ns: int = 0,
+    ) -> None:
+        self.task = task
+        self.workload = workload
+        self.lock = threading.Lock()
+        self.running = False
+        self.workload_ns = workload_ns
+        self.write_fault_ns = write_fault_ns
+        self._wall = wall
+        self._stall_ns = 0  # time that faults took from the workload and that is not made up yet
+        self._limit_ns: int | None = None
+        self._loop: asyncio.Task[None] | None = None
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="workload") if wall else None
+
+    # -- the virtual clock
+
+    def advance(self, duration_ns: int) -> None:
+        """Virtual clock: the task runs for `duration_ns`.
+
+        Faults take time: what a slice's faults need beyond the slice is taken from the next ones,
+        so a task that faults faster than it can write is slowed down, and one that idles in between
+        is not.
+        """
+        if not self.running or duration_ns <= 0:
+            return
+        stalled = min(self._stall_ns, duration_ns)
+        self._stall_ns -= stalled
+        granted = duration_ns - stalled
+        if granted == 0:
+            return
+        with self.lock:
+            stats = self.workload.run_until(self.task, self.workload_ns + granted)
+        self.workload_ns += granted
+        self._stall_ns += max(0, stats.faults * self.write_fault_ns - granted)
+
+    # -- both clocks
+
+    def thaw(self) -> None:
+        """The task goes on."""
+        if self.running:
+            return
+        self.running = True
+        if self._wall:
+            self._loop = asyncio.get_running_loop().create_task(self._run(), name="workload")
+
+    async def freeze(self) -> None:
+        """Stops the task; returns when no operation of it is under way any more."""
+        self.running = False
+        loop, self._loop = self._loop, None
+        if loop is not None:
+            await loop
+
+    async def run_to(self, workload_ns: int) -> None:
+        """Lets the task run until its own time is `workload_ns`, then stops it."""
+        if self.workload_ns < workload_ns:
+            if self._wall:
+                self._limit_ns = workload_ns
+                self.thaw()
+                assert self._loop is not None
+                await self._loop
+            else:
+                await asyncio.to_thread(self._run_virtual, workload_ns)
+        await self.freeze()
+
+    def _run_virtual(self, workload_ns: int) -> None:
+        with self.lock:
+            self.workload.run_until(self.task, workload_ns)
+        self.workload_ns = workload_ns
+
+    async def close(self) -> None:
+        """Stops the task for good and ends its thread."""
+        with suppress(Exception):  # a workload that failed has said so before
+            await self.freeze()
+        if self._pool is not None:
+            self._pool.shutdown(wait=True)
+
+    # -- the wall clock
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        last = time.monotonic_ns()
+        while self.running:
+            now = time.monotonic_ns()
+            due = self.workload_ns + min(now - last, MOST_LAG_NS)
+            # What is beyond the lag allowed is not lost, it is late: an overloaded host runs
+            # slower.
+            last = now
+            if self._limit_ns is not None and due >= self._limit_ns:
+                due = self._limit_ns
+            await loop.run_in_executor(self._pool, self._slice, due)
+            if self._limit_ns is not None and due >= self._limit_ns:
+                self.running = False
+                self._limit_ns = None
+                return
+            await asyncio.sleep(SLICE_S)
+
+    def _slice(self, due_ns: int) -> None:
+        with self.lock:
+            self.workload.run_until(self.task, due_ns)
+        self.workload_ns = due_ns

@@ -1,0 +1,96 @@
+"""What a task's memory is: digests of every page that is not all zeros, from its own page tables.
+
+Both hosts call this on their own model; nothing that was sent is reused. Pages that read as zeros
+are left out on both sides, so that a hole, a zero page and a page of zeros count as equal - which
+they are to the task. The whole-memory digest covers the processes, their areas and all those pages.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from livemigration.digest import memory_digest, page_digests, zero_pages
+from livemigration.layout import areas
+from livemigration.task import Task
+from mm_model import Mm
+
+U64 = NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessPages:
+    """Pages of one process that are not all zeros: addresses uint64[n] ascending, rows int64[n]."""
+
+    pid: int
+    addresses: U64
+    rows: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessDigests:
+    """The digests (XXH3-64, uint64[n]) of one process' pages at `addresses` (uint64[n])."""
+
+    pid: int
+    addresses: U64
+    digests: U64
+
+
+@dataclass(frozen=True, slots=True)
+class TaskDigests:
+    """Every process, by ascending pid, and the digest of it all (hexadecimal)."""
+
+    processes: tuple[ProcessDigests, ...]
+    memory_digest: str
+
+    @property
+    def pages(self) -> int:
+        """Number of pages that are not all zeros."""
+        return sum(int(p.addresses.size) for p in self.processes)
+
+
+def live_pages(mm: Mm) -> tuple[U64, NDArray[np.int64]]:
+    """All pages with content of their own: (addresses, rows); zero page and holes are not among
+    them.
+    """
+    page_size = mm.machine.page_size
+    addresses, rows = [], []
+    for vma in mm.vmas():
+        there = mm.frames(vma.start, (vma.end - vma.start) // page_size)
+        index = np.flatnonzero(there > 0)
+        if index.size:
+            addresses.append(np.uint64(vma.start) + index.astype(np.uint64) * np.uint64(page_size))
+            rows.append(there[index])
+    if not addresses:
+        return np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int64)
+    return np.concatenate(addresses), np.concatenate(rows)
+
+
+def nonzero_pages(pid: int, mm: Mm) -> ProcessPages:
+    """Pages of a process whose bytes are not all zeros."""
+    addresses, rows = live_pages(mm)
+    keep = ~zero_pages(mm.machine.content, rows)
+    return ProcessPages(pid, addresses[keep], rows[keep])
+
+
+def digest_task(task: Task) -> TaskDigests:
+    """Digests of the whole task, computed now."""
+    content = task.machine.content
+    page_size = task.machine.page_size
+    description = bytearray(struct.pack("<QQ", page_size, len(task.processes)))
+    processes = []
+    columns: list[U64] = []
+    for pid in sorted(task.processes):
+        mm = task.processes[pid]
+        pages = nonzero_pages(pid, mm)
+        digests = page_digests(content, pages.rows)
+        processes.append(ProcessDigests(pid, pages.addresses, digests))
+        spans = areas(mm.vmas(), page_size)
+        description += struct.pack("<QQQ", pid, len(spans), pages.addresses.size)
+        for span in spans:
+            description += struct.pack("<QQQQ", *span)
+        columns += [pages.addresses, digests]
+    return TaskDigests(tuple(processes), memory_digest(bytes(description), *columns))

@@ -1,0 +1,331 @@
+"""What a task and its migration are made of, as both hosts understand it.
+
+A scenario file is these models written as TOML; a request to a node is the same models as a
+protobuf Struct (`to_struct`, `from_struct`). Everything is checked here, once, so that nodes can
+rely on it: unknown keys and wrong types are refused, and so are sizes no model could have.
+
+Rates, times and bandwidths stay the text that people wrote, checked; properties give the integers
+(``latency_ns``, ``bandwidth_bps``, ...) that the code computes with.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+
+from livemigration.costs import CostSpec
+from livemigration.spec_errors import SpecError, first_line
+from livemigration.telemetry.address import parse_broker_url
+from livemigration.units import format_size, parse_bandwidth, parse_size, parse_time_ns
+from livemigration.workload.spec import WorkloadSpec
+
+PAGE_SIZES = (4096, 16384, 65536)
+LARGEST_MEMORY = 64 * 2**30
+LARGEST_SEED = 2**53 - 1
+"""Struct carries numbers as doubles; larger seeds would change on their way to the other host."""
+MOST_ROUNDS = 999
+_WORKLOAD_LIMITS = {
+    "write_size": "page_size",
+    "working_set": "memory",
+    "arena": "memory",
+    "shared": "memory",
+    "window": "memory",
+}
+"""Sizes in a workload that cannot be larger than another key."""
+LATER_TRACKERS = ("uffd-wp", "host")
+
+
+def _checked_time(text: str) -> str:
+    parse_time_ns(text)
+    return text.strip()
+
+
+def _checked_bandwidth(text: str) -> str:
+    parse_bandwidth(text)
+    return text.strip()
+
+
+def _size(value: object) -> object:
+    """Bytes of a size; leaves to pydantic what is neither text nor number."""
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        return parse_size(value)
+    return value
+
+
+def _known_tracker(value: object) -> object:
+    if value in LATER_TRACKERS:
+        raise ValueError(f'{value!r} comes later; use "soft-dirty" now')
+    return value
+
+
+def _names(value: object) -> object:
+    """Hunk names from a list, or from one text with commas (handy with --set)."""
+    if isinstance(value, str):
+        return tuple(name.strip() for name in value.split(",") if name.strip())
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _known_hunks(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Names without repeats, in a fixed order; ValueError for what the model cannot switch off."""
+    if not names:
+        return names
+    # Only a run with a hunk off needs the catalogue; importing the model takes a while.
+    from mm_model.errors import NotModelled
+    from mm_model.hunks import check_hunks_off
+
+    try:
+        check_hunks_off(names)
+    except NotModelled as error:  # an OSError, which pydantic would not report
+        raise ValueError(error.strerror) from error
+    return tuple(sorted(set(names)))
+
+
+def _broker_url(url: str) -> str:
+    if url:
+        parse_broker_url(url)
+    return url
+
+
+Size = Annotated[int, BeforeValidator(_size)]
+Time = Annotated[str, AfterValidator(_checked_time)]
+Bandwidth = Annotated[str, AfterValidator(_checked_bandwidth)]
+
+
+class Spec(BaseModel):
+    """Base of all specifications: immutable, strict about types, without unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class CpuSpec(Spec):
+    """The processor of both hosts."""
+
+    dbm: bool = Field(
+        default=True,
+        description="hardware management of the dirty state (FEAT_HAFDBS): a first write to a "
+        "writable clean page needs no fault",
+    )
+
+
+class KernelSpec(Spec):
+    """The kernel whose behaviour the model follows where versions differ."""
+
+    profile: Literal["6.1", "6.12", "seed"] = Field(
+        default="6.12",
+        description='kernel version, or "seed": the tree that the patch was made for',
+    )
+
+
+class HunksSpec(Spec):
+    """Which hunks of the soft-dirty patch are left out, to see what each one is for."""
+
+    off: Annotated[tuple[str, ...], BeforeValidator(_names), AfterValidator(_known_hunks)] = Field(
+        default=(),
+        description="names as `predump hunks` lists them; a list, or one text with commas",
+    )
+
+
+class SourceSpec(Spec):
+    """What the task's memory holds before round 0."""
+
+    images: str = Field(default="", description="a CRIU image directory to start from; empty: none")
+    populate: bool = Field(
+        default=True,
+        description="without images: memory is written once, with content, before round 0",
+    )
+
+
+class FixedPolicySpec(Spec):
+    """A fixed number of pre-dumps after round 0, then the final round."""
+
+    kind: Literal["fixed"] = "fixed"
+    rounds: int = Field(default=4, ge=0, le=MOST_ROUNDS, description="pre-dumps after round 0")
+
+
+class ThresholdPolicySpec(Spec):
+    """LXD/Incus: stop when enough of the memory did not need to be sent again."""
+
+    kind: Literal["threshold"] = "threshold"
+    max_rounds: int = Field(default=10, ge=0, le=MOST_ROUNDS, description="pre-dumps at most")
+    goal_percent: int = Field(
+        default=70,
+        ge=0,
+        le=100,
+        description="freeze when more than this percent of the pages was there already",
+    )
+
+
+class DowntimeLimitPolicySpec(Spec):
+    """QEMU: stop when what is left can be sent within the downtime limit."""
+
+    kind: Literal["downtime-limit"] = "downtime-limit"
+    downtime_limit: Time = Field(default="300ms", description="longest transfer of the final round")
+    max_rounds: int = Field(default=30, ge=0, le=MOST_ROUNDS, description="pre-dumps at most")
+
+    @property
+    def downtime_limit_ns(self) -> int:
+        """The limit in nanoseconds."""
+        return parse_time_ns(self.downtime_limit)
+
+
+PolicySpec = Annotated[
+    FixedPolicySpec | ThresholdPolicySpec | DowntimeLimitPolicySpec, Field(discriminator="kind")
+]
+
+
+class LinkSpec(Spec):
+    """The network between the hosts."""
+
+    bandwidth: Bandwidth = Field(default="1Gbit/s", description='bandwidth, or "unlimited"')
+    latency: Time = Field(default="100us", description="one-way delay")
+
+    @property
+    def bandwidth_bps(self) -> int:
+        """Bits per second; 0 means unlimited."""
+        return parse_bandwidth(self.bandwidth)
+
+    @property
+    def latency_ns(self) -> int:
+        """One-way delay in nanoseconds."""
+        return parse_time_ns(self.latency)
+
+
+class VerifySpec(Spec):
+    """How the destination's memory is compared with the source's."""
+
+    mode: Literal["digest", "bytes"] = Field(
+        default="digest", description='digests made independently, or "bytes": the memory itself'
+    )
+
+
+class TelemetrySpec(Spec):
+    """Where progress is published."""
+
+    mqtt: Annotated[str, AfterValidator(_broker_url)] = Field(
+        default="", description='a broker, "mqtt://host:1883"; empty: none'
+    )
+
+
+class _StructSpec(Spec):
+    """A specification that travels between hosts."""
+
+    def to_struct(self) -> dict[str, Any]:
+        """Plain dict of str, bool, numbers, lists and dicts: JSON, or a protobuf Struct."""
+        return self.model_dump(mode="json")
+
+    @classmethod
+    def from_struct(cls, struct: Mapping[str, Any]) -> Self:
+        """The specification in ``struct``; whole floats count as integers (Struct has no int).
+
+        Raises SpecError (a ValueError) with one line ``key: what is wrong, what is allowed``.
+        """
+        try:
+            return cls.model_validate(_whole_floats_to_int(dict(struct)))
+        except ValidationError as error:
+            raise SpecError(first_line(error, cls)) from error
+
+
+class TaskSpec(_StructSpec):
+    """The task that a source node runs: its memory, its machine and what it does all day."""
+
+    seed: int = Field(default=1, ge=0, le=LARGEST_SEED, description="all randomness comes from it")
+    page_size: Annotated[Literal[4096, 16384, 65536], BeforeValidator(_size)] = Field(
+        default=4096, description="bytes per page: 4096, 16384 or 65536"
+    )
+    memory: Size = Field(
+        default=256 * 2**20,
+        description="size of the task's memory in bytes, or a size like 256MiB",
+    )
+    tracker: Annotated[Literal["soft-dirty"], BeforeValidator(_known_tracker)] = Field(
+        default="soft-dirty", description="how written pages are found"
+    )
+    cpu: CpuSpec = Field(default=CpuSpec(), description="the processor")
+    kernel: KernelSpec = Field(default=KernelSpec(), description="the kernel")
+    hunks: HunksSpec = Field(
+        default=HunksSpec(), description="hunks of the patch that are left out"
+    )
+    workload: WorkloadSpec = Field(description="what the task does; `kind` selects it")
+    source: SourceSpec = Field(default=SourceSpec(), description="what memory holds before round 0")
+
+    @property
+    def pages(self) -> int:
+        """Memory in pages."""
+        return self.memory // self.page_size
+
+    @field_validator("memory")
+    @classmethod
+    def _memory_in_pages(cls, memory: int, info: ValidationInfo) -> int:
+        if memory > LARGEST_MEMORY:
+            raise ValueError(
+                f"{format_size(memory)} is more than a task can have; "
+                f"write at most {format_size(LARGEST_MEMORY)}"
+            )
+        page_size = info.data.get("page_size")  # absent when it was refused itself
+        if page_size is not None and (memory < page_size or memory % page_size):
+            raise ValueError(
+                f"{format_size(memory)} is not a whole number of pages of {page_size} bytes; "
+                f"write a multiple of the page size, at most {format_size(LARGEST_MEMORY)}"
+            )
+        return memory
+
+    @field_validator("workload")
+    @classmethod
+    def _workload_fits(cls, workload: WorkloadSpec, info: ValidationInfo) -> WorkloadSpec:
+        for key, limiting in _WORKLOAD_LIMITS.items():
+            size, limit = getattr(workload, key, 0), info.data.get(limiting)
+            if limit is not None and size > limit:
+                raise ValueError(
+                    f"{key} = {format_size(size)} is more than {limiting} = {format_size(limit)}; "
+                    f"write at most that"
+                )
+            page_size = info.data.get("page_size")
+            if limiting == "memory" and page_size is not None and size % page_size:
+                raise ValueError(
+                    f"{key} = {format_size(size)} is not a whole number of pages of {page_size} "
+                    f"bytes; write a multiple of the page size"
+                )
+        return workload
+
+
+class MigrationSpec(_StructSpec):
+    """How a task is migrated, by which clock, and what is checked afterwards."""
+
+    clock: Literal["virtual", "wall"] = Field(
+        default="virtual",
+        description='"virtual": repeatable, time from the cost model; "wall": measured real time',
+    )
+    policy: PolicySpec = Field(
+        default=ThresholdPolicySpec(), description="when the final round comes"
+    )
+    link: LinkSpec = Field(default=LinkSpec(), description="the network")
+    verify: VerifySpec = Field(default=VerifySpec(), description="how memory is compared")
+    costs: CostSpec = Field(default=CostSpec(), description="what the kernel's work costs")
+    run_after: Time = Field(
+        default="1s",
+        description="how long the workload goes on at the destination, in its own time",
+    )
+
+    @property
+    def run_after_ns(self) -> int:
+        """Workload time after the restore, in nanoseconds."""
+        return parse_time_ns(self.run_after)
+
+
+def _whole_floats_to_int(value: Any) -> Any:
+    """``value`` with every whole float, at any depth, as the int it was before protobuf."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, Mapping):
+        return {str(key): _whole_floats_to_int(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_whole_floats_to_int(item) for item in value]
+    return value

@@ -1,0 +1,55 @@
+"""Errors of a migration as gRPC statuses: the one place that maps them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, NoReturn
+
+import grpc
+import grpc.aio
+
+from livemigration.errors import (
+    Aborted,
+    BadRequest,
+    DamagedFrame,
+    MigrationError,
+    NoSpace,
+    UnknownMigration,
+    WrongState,
+)
+from mm_model import MmError
+
+_STATUS: dict[type[Exception], grpc.StatusCode] = {
+    BadRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    WrongState: grpc.StatusCode.FAILED_PRECONDITION,
+    UnknownMigration: grpc.StatusCode.NOT_FOUND,
+    DamagedFrame: grpc.StatusCode.DATA_LOSS,
+    NoSpace: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Aborted: grpc.StatusCode.ABORTED,
+}
+
+
+def status_of(error: Exception) -> grpc.StatusCode:
+    """The status for an error; INTERNAL for what has none of its own."""
+    return _STATUS.get(type(error), grpc.StatusCode.INTERNAL)
+
+
+@asynccontextmanager
+async def answering(context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[None]:
+    """Turns the errors of a handler into a status with one line."""
+    try:
+        yield
+    except MigrationError as error:
+        await _end(context, status_of(error), str(error))
+    except MmError as error:
+        await _end(context, grpc.StatusCode.INTERNAL, f"memory model: {error.strerror}")
+    except ValueError as error:
+        await _end(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+
+
+async def _end(
+    context: grpc.aio.ServicerContext[Any, Any], code: grpc.StatusCode, text: str
+) -> NoReturn:
+    await context.abort(code, " ".join(text.split()))
+    raise AssertionError("abort returned")

@@ -1,0 +1,70 @@
+"""A task: one or more processes on one machine, with memory that the model keeps."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from livemigration.spec import TaskSpec
+from mm_model import Machine, Mm, ModelConfig
+
+ROOT_PID = 1
+SLACK_PAGES = 4096
+"""Frames beyond twice the memory: tables of a heap that grows, images with more than was asked for.
+"""
+
+
+def model_config(spec: TaskSpec, extra_pages: int = 0) -> ModelConfig:
+    """The model for a task. Frames are address space only: RAM is used when one is first written.
+
+    There are twice as many as pages of memory, since fork and copy-on-write can give each of two
+    processes a copy of its own.
+    """
+    pages = spec.memory // spec.page_size
+    frames = 2 * (pages + extra_pages) + SLACK_PAGES
+    return ModelConfig(
+        page_size=spec.page_size,
+        frames=frames,
+        swap_slots=frames,
+        dbm=spec.cpu.dbm,
+        kernel=spec.kernel.profile,
+        hunks_off=frozenset(spec.hunks.off),
+    )
+
+
+class Task:
+    """Processes by pid. The root has pid 1; children get the next free number, never used twice."""
+
+    def __init__(self, machine: Machine, root: Mm | None = None) -> None:
+        self.machine = machine
+        self.processes: dict[int, Mm] = {
+            ROOT_PID: root if root is not None else machine.create_mm()
+        }
+        self.parents: dict[int, int] = {ROOT_PID: 0}
+        self.next_pid = ROOT_PID + 1
+
+    def fork(self, pid: int) -> int:
+        """Forks process `pid`; returns the child's pid."""
+        child = self.next_pid
+        self.next_pid += 1
+        self.processes[child] = self.processes[pid].fork()
+        self.parents[child] = pid
+        return child
+
+    def exit(self, pid: int) -> None:
+        """Ends process `pid` (not the root) and gives its memory back."""
+        if pid == ROOT_PID:
+            raise ValueError("the root of a task does not exit before the task ends")
+        self.processes.pop(pid).exit()
+        del self.parents[pid]
+
+    def release(self) -> None:
+        """Gives all memory back; the task is over here."""
+        self.processes.clear()
+        self.parents.clear()
+        self.machine.release()
+
+
+def content_rows(mm: Mm, start: int, pages: int) -> NDArray[np.int64]:
+    """Content rows of a range, int64[pages]: above 0 a frame, else nothing or the zero page."""
+    return mm.frames(start, pages)

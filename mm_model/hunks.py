@@ -1,0 +1,228 @@
+"""The soft-dirty patch for arm64, hunk by hunk, each of which can be switched off.
+
+The patch is "[RFC PATCH v1 3/5] arm64/mm: Add soft-dirty page tracking support" (Ryan Roberts, 19
+April 2024). A hunk that is off leaves exactly the kernel's old behaviour at that place: a helper
+that the patch adds falls back to the generic stub of include/linux/pgtable.h, a helper that it
+changes behaves as before.
+
+``VARIANTS`` are not hunks of the patch: they are likely mistakes when carrying it to another
+kernel, named here because a recording of the real kernel exists for them.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from mm_model.errors import NotModelled
+
+_PGTABLE = "arch/arm64/include/asm/pgtable.h"
+_CONTPTE = "arch/arm64/mm/contpte.c"
+_HUGETLB = "arch/arm64/mm/hugetlbpage.c"
+
+
+@dataclass(frozen=True, slots=True)
+class Hunk:
+    """One hunk: where it is, what it protects, and whether this model has the place it changes."""
+
+    name: str
+    file: str
+    function: str
+    protects: str
+    modelled: bool = True
+
+
+HUNKS: tuple[Hunk, ...] = (
+    Hunk(
+        "have_arch_soft_dirty",
+        "arch/arm64/Kconfig",
+        "config ARM64",
+        "selects HAVE_ARCH_SOFT_DIRTY; without it the kernel has no soft-dirty tracking at all",
+    ),
+    Hunk(
+        "pte_soft_dirty",
+        _PGTABLE,
+        "pte_soft_dirty",
+        "reading the bit: without it no page is ever reported and forced writes never end",
+    ),
+    Hunk(
+        "pte_mkdirty",
+        _PGTABLE,
+        "pte_mkdirty",
+        "making a PTE dirty also makes it soft-dirty: without it every write is lost",
+    ),
+    Hunk(
+        "pte_mksoft_dirty",
+        _PGTABLE,
+        "pte_mksoft_dirty",
+        "setting the bit alone: moved and swapped-in pages keep or gain it",
+    ),
+    Hunk(
+        "pte_clear_soft_dirty",
+        _PGTABLE,
+        "pte_clear_soft_dirty",
+        "clear_refs clears the bit: without it a page stays reported for ever",
+    ),
+    Hunk(
+        "pte_swp_mksoft_dirty",
+        _PGTABLE,
+        "pte_swp_mksoft_dirty",
+        "the bit goes into the swap entry at swap-out: without it a swapped page is lost",
+    ),
+    Hunk(
+        "pte_swp_soft_dirty",
+        _PGTABLE,
+        "pte_swp_soft_dirty",
+        "the bit is read back from the swap entry: without it a swapped page is lost",
+    ),
+    Hunk(
+        "pte_swp_clear_soft_dirty",
+        _PGTABLE,
+        "pte_swp_clear_soft_dirty",
+        "clear_refs reaches swap entries, and swapoff recognises them: without it spurious pages"
+        " and a swapoff that never ends",
+    ),
+    Hunk(
+        "pmd_soft_dirty",
+        _PGTABLE,
+        "pmd_soft_dirty",
+        "reading the bit of a huge page",
+        modelled=False,
+    ),
+    Hunk(
+        "pmd_mksoft_dirty",
+        _PGTABLE,
+        "pmd_mksoft_dirty",
+        "a moved huge page becomes soft-dirty: without it the move is lost",
+        modelled=False,
+    ),
+    Hunk(
+        "pmd_clear_soft_dirty",
+        _PGTABLE,
+        "pmd_clear_soft_dirty",
+        "clear_refs clears the bit of a huge page",
+        modelled=False,
+    ),
+    Hunk(
+        "pmd_swp_soft_dirty",
+        _PGTABLE,
+        "pmd_swp_soft_dirty",
+        "reading the bit of a migrating huge page",
+        modelled=False,
+    ),
+    Hunk(
+        "pmd_swp_mksoft_dirty",
+        _PGTABLE,
+        "pmd_swp_mksoft_dirty",
+        "the bit goes into a huge page's migration entry",
+        modelled=False,
+    ),
+    Hunk(
+        "pmd_swp_clear_soft_dirty",
+        _PGTABLE,
+        "pmd_swp_clear_soft_dirty",
+        "clear_refs reaches a huge page's migration entry",
+        modelled=False,
+    ),
+    Hunk(
+        "pte_modify",
+        _PGTABLE,
+        "pte_modify",
+        "mprotect keeps dirty state without setting soft-dirty: without it spurious pages",
+    ),
+    Hunk(
+        "get_and_clear_full_ptes",
+        _PGTABLE,
+        "__get_and_clear_full_ptes",
+        "gathering dirty bits over a large folio at unmap; one page alone gathers nothing, so this"
+        " hunk is neutral as long as the model has no large folios",
+    ),
+    Hunk(
+        "contpte_convert",
+        _CONTPTE,
+        "contpte_convert",
+        "(un)folding a contiguous block does not set soft-dirty: without it spurious pages",
+        modelled=False,
+    ),
+    Hunk(
+        "contpte_ptep_get",
+        _CONTPTE,
+        "contpte_ptep_get",
+        "reading a contiguous block does not invent the bit: without it a fault that never ends",
+        modelled=False,
+    ),
+    Hunk(
+        "contpte_ptep_get_lockless",
+        _CONTPTE,
+        "contpte_ptep_get_lockless",
+        "the same without the lock",
+        modelled=False,
+    ),
+    Hunk(
+        "ptep_set_access_flags",
+        "arch/arm64/mm/fault.c",
+        "__ptep_set_access_flags",
+        "a write fault on a tracked page sets the bit: without it every re-write is lost, and a"
+        " forced write never ends",
+    ),
+    Hunk(
+        "huge_ptep_get",
+        _HUGETLB,
+        "huge_ptep_get",
+        "reading a contiguous hugetlb entry",
+        modelled=False,
+    ),
+    Hunk(
+        "get_clear_contig",
+        _HUGETLB,
+        "get_clear_contig",
+        "taking down a contiguous hugetlb entry",
+        modelled=False,
+    ),
+    Hunk(
+        "huge_ptep_set_access_flags",
+        _HUGETLB,
+        "huge_ptep_set_access_flags",
+        "a write fault on a contiguous hugetlb entry",
+        modelled=False,
+    ),
+)
+
+VARIANTS: tuple[Hunk, ...] = (
+    Hunk(
+        "swap-bit-61",
+        "arch/arm64/include/asm/pgtable-prot.h",
+        "PTE_SWP_SOFT_DIRTY",
+        "keeps the seed's bit 61 on 6.12, where it is the top bit of the swap offset",
+    ),
+)
+
+_BY_NAME = {hunk.name: hunk for hunk in HUNKS + VARIANTS}
+
+
+def hunk(name: str) -> Hunk:
+    """The hunk or variant called ``name``.
+
+    ``ValueError`` with the nearest known name if there is none.
+    """
+    try:
+        return _BY_NAME[name]
+    except KeyError:
+        near = difflib.get_close_matches(name, _BY_NAME, n=1, cutoff=0.0)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown hunk {name!r}{hint}") from None
+
+
+def check_hunks_off(names: Iterable[str]) -> frozenset[str]:
+    """The names, if every one is known and modelled.
+
+    ``ValueError`` names the nearest known one, ``NotModelled`` says whose subsystem is missing.
+    """
+    checked = frozenset(names)
+    for name in sorted(checked):
+        if not (found := hunk(name)).modelled:
+            raise NotModelled(
+                f"hunk {name!r}: {found.function}() in {found.file} is not modelled yet"
+            )
+    return checked

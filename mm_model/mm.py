@@ -1,0 +1,1074 @@
+"""One process' address space: system calls, accesses, /proc files, and looking without touching."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mm_model import access, state, uapi
+from mm_model.arm64.mmu import alloc_table, free_all_tables, free_pgtables
+from mm_model.arm64.pgtable import page_prot
+from mm_model.errors import Livelock, MmError, NotModelled, SegFault
+from mm_model.gup import get_user_page, populate_range
+from mm_model.madvise import madvise_free
+from mm_model.memory import copy_page_range, zap_page_range
+from mm_model.mmap import (
+    VM_ACCOUNT,
+    VM_DONTCOPY,
+    VM_EXEC,
+    VM_GROWSDOWN,
+    VM_LOCKED,
+    VM_MAYEXEC,
+    VM_MAYREAD,
+    VM_MAYSHARE,
+    VM_MAYWRITE,
+    VM_NORESERVE,
+    VM_READ,
+    VM_SHARED,
+    VM_WIPEONFORK,
+    VM_WRITE,
+    VmaList,
+    VmArea,
+)
+from mm_model.mprotect import change_protection
+from mm_model.mremap import move_page_tables
+from mm_model.restore import discard_pages, install_pages
+from mm_model.state import Space
+from mm_model.swap import madvise_cold_or_pageout, swapin_willneed
+from mm_model.task_mmu import clear_refs_walk, frames_read, pagemap_read, versions_read
+
+if TYPE_CHECKING:
+    from mm_model.machine import Machine
+
+TASK_SIZE = 1 << 48
+_MMAP_TOP = 0xFFFF_8000_0000
+_STACK_GUARD_PAGES = 256
+_STACK_LIMIT = 8 << 20
+_ACCESS = VM_READ | VM_WRITE | VM_EXEC
+_MAY = VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
+_KNOWN_MAP_FLAGS = (
+    uapi.MAP_SHARED | uapi.MAP_PRIVATE | uapi.MAP_FIXED | uapi.MAP_ANONYMOUS | uapi.MAP_GROWSDOWN
+    | uapi.MAP_NORESERVE | uapi.MAP_STACK | uapi.MAP_FIXED_NOREPLACE
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Vma:
+    """One mapping as it is reported: bytes [start, end), PROT_* and MAP_* of mmap.
+
+    ``shared_id``   0 for anonymous private memory
+    ``pgoff``       in pages of the shared object; 0 for anonymous private memory
+    ``soft_dirty``  VM_SOFTDIRTY: every page of it counts as soft-dirty
+    ``locked``      mlock'ed
+    """
+
+    start: int
+    end: int
+    prot: int
+    flags: int
+    shared_id: int
+    pgoff: int
+    soft_dirty: bool
+    name: str
+    locked: bool = False
+
+
+class Mm:
+    """An address space. Make one with ``Machine.create_mm`` or ``fork``.
+
+    Failing system calls raise ``MmError`` with the kernel's errno. Addresses and lengths are in
+    bytes.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self._page = machine.page_size
+        self._vmas = VmaList(self._page)
+        self._brk_start = 0
+        self._brk = 0
+        machine.ensure_tables(1)
+        regs = np.zeros(state.REGS_SIZE, np.int64)
+        regs[state.PGD] = alloc_table(machine.arch, machine.phys)
+        self.space = Space(np.zeros((1, state.V_COLUMNS), np.uint64), regs)
+        machine.mms.append(self)
+
+    # --- the list of mappings and its compiled image ---
+
+    @property
+    def areas(self) -> list[VmArea]:
+        """The mappings as the model keeps them; not to be changed."""
+        return self._vmas.areas
+
+    def _pull(self) -> None:
+        """Take over what compiled code decided: which mappings got an anon_vma."""
+        table = self.space.vmas
+        for k, area in enumerate(self.areas):
+            area.anon_vma = int(table[k, state.V_ANON])
+            area.chain = int(table[k, state.V_CHAIN])
+
+    def _push(self) -> None:
+        """Show the list to compiled code."""
+        areas = self.areas
+        table = np.zeros((max(len(areas), 1), state.V_COLUMNS), np.uint64)
+        for k, area in enumerate(areas):
+            row = table[k]
+            row[state.V_START] = area.start
+            row[state.V_END] = area.end
+            row[state.V_FLAGS] = area.flags
+            row[state.V_PROT] = area.page_prot
+            row[state.V_PGOFF] = area.pgoff
+            if area.shared_id:
+                found = self.machine.shared(area.shared_id)
+                found.was_mapped = True
+                row[state.V_OBJECT] = area.shared_id
+                row[state.V_CACHE] = found.first
+                row[state.V_LIMIT] = found.npages
+            row[state.V_ANON] = area.anon_vma
+            row[state.V_CHAIN] = area.chain
+        self.space = Space(table, self.space.regs)
+        self.space.regs[state.N_VMAS] = len(areas)
+        self.space.regs[state.VMA_HINT] = 0
+
+    def _set_page_prot(self, area: VmArea) -> None:
+        """vma_set_page_prot: shared writable pages start read-only while writes are tracked."""
+        soft_dirty = int(self.machine.arch.vm_softdirty)
+        tracked = soft_dirty and not area.flags & soft_dirty
+        shared = bool(area.flags & VM_SHARED) and not tracked
+        area.page_prot = int(page_prot(self.machine.arch, area.flags & _ACCESS, shared))
+
+    def _align(self, length: int) -> int:
+        return -(-length // self._page) * self._page
+
+    def _check_range(self, call: str, address: int, length: int) -> int:
+        """The page-aligned end of a range that must start on a page."""
+        if address % self._page:
+            raise MmError(errno.EINVAL, f"{call}: address {address:#x} is not page-aligned")
+        if length < 0 or address < 0 or address + length > TASK_SIZE:
+            raise MmError(
+                errno.EINVAL, f"{call}: range {address:#x}+{length:#x} is not user memory"
+            )
+        return address + self._align(length)
+
+    def vmas(self) -> list[Vma]:
+        """All mappings, ascending."""
+        soft_dirty = int(self.machine.arch.vm_softdirty)
+        result = []
+        for area in self.areas:
+            flags = uapi.MAP_SHARED if area.flags & VM_SHARED else uapi.MAP_PRIVATE
+            if not area.shared_id or area.flags & VM_SHARED:
+                flags |= uapi.MAP_ANONYMOUS
+            if area.flags & VM_GROWSDOWN:
+                flags |= uapi.MAP_GROWSDOWN
+            result.append(
+                Vma(
+                    start=area.start,
+                    end=area.end,
+                    prot=area.flags & _ACCESS,
+                    flags=flags,
+                    shared_id=area.shared_id,
+                    pgoff=area.pgoff if area.shared_id else 0,
+                    soft_dirty=bool(area.flags & soft_dirty),
+                    name=area.name,
+                    locked=bool(area.flags & VM_LOCKED),
+                )
+            )
+        return result
+
+    # --- mapping and unmapping ---
+
+    def mmap(
+        self,
+        addr: int | None,
+        length: int,
+        prot: int,
+        flags: int,
+        *,
+        shared_id: int = 0,
+        pgoff: int = 0,
+        name: str = "",
+    ) -> int:
+        """Map memory and return its address.
+
+        MAP_PRIVATE|MAP_ANONYMOUS is anonymous memory. ``shared_id`` names an object to map: with
+        MAP_SHARED its pages themselves, with MAP_PRIVATE copies on write. MAP_SHARED|MAP_ANONYMOUS
+        without one makes a new object.
+        """
+        kind = flags & (uapi.MAP_SHARED | uapi.MAP_PRIVATE)
+        if flags & uapi.MAP_HUGETLB:
+            raise NotModelled("mmap: MAP_HUGETLB is not modelled yet")
+        if flags & ~_KNOWN_MAP_FLAGS:
+            raise NotModelled(f"mmap: flags {flags & ~_KNOWN_MAP_FLAGS:#x} are not modelled")
+        if length <= 0 or kind not in (uapi.MAP_SHARED, uapi.MAP_PRIVATE):
+            raise MmError(errno.EINVAL, "mmap: needs a length and one of MAP_SHARED, MAP_PRIVATE")
+        if flags & uapi.MAP_ANONYMOUS and kind == uapi.MAP_PRIVATE and shared_id:
+            raise MmError(errno.EINVAL, "mmap: MAP_ANONYMOUS|MAP_PRIVATE takes no shared object")
+        if flags & uapi.MAP_GROWSDOWN and kind == uapi.MAP_SHARED:
+            raise MmError(errno.EINVAL, "mmap: MAP_GROWSDOWN is for private mappings")
+        if not flags & uapi.MAP_ANONYMOUS and not shared_id:
+            raise MmError(errno.EBADF, "mmap: without MAP_ANONYMOUS a shared object is needed")
+        start = self._place(addr, self._align(length), flags)
+        end = start + self._align(length)
+        if shared_id:
+            self.machine.shared(shared_id)
+        elif kind == uapi.MAP_SHARED:
+            shared_id, pgoff = self.machine.create_shared((end - start) // self._page), 0
+        vm_flags = (prot & _ACCESS) | _MAY
+        if kind == uapi.MAP_SHARED:
+            vm_flags |= VM_SHARED | VM_MAYSHARE
+        if flags & uapi.MAP_GROWSDOWN:
+            vm_flags |= VM_GROWSDOWN
+        if flags & uapi.MAP_NORESERVE:
+            vm_flags |= VM_NORESERVE
+        if vm_flags & (VM_NORESERVE | VM_SHARED | VM_WRITE) == VM_WRITE:
+            vm_flags |= VM_ACCOUNT
+        self._pull()
+        gone = self._unmap(start, end)
+        if not shared_id:
+            pgoff = start // self._page
+        area = self._vmas.insert_new(VmArea(start, end, vm_flags, pgoff, shared_id, name))
+        area.flags |= int(self.machine.arch.vm_softdirty)
+        self._set_page_prot(area)
+        self._push()
+        self.machine.drop_unmapped(gone)
+        return start
+
+    def _place(self, addr: int | None, length: int, flags: int) -> int:
+        fixed = flags & (uapi.MAP_FIXED | uapi.MAP_FIXED_NOREPLACE)
+        if fixed:
+            if addr is None:
+                raise MmError(errno.EINVAL, "mmap: MAP_FIXED needs an address")
+            end = self._check_range("mmap", addr, length)
+            if flags & uapi.MAP_FIXED_NOREPLACE and self._vmas.overlapping(addr, end):
+                raise MmError(errno.EEXIST, f"mmap: {addr:#x} is mapped already")
+            return addr
+        if addr:
+            hint = self._align(addr)
+            if hint + length <= TASK_SIZE and not self._vmas.overlapping(hint, hint + length):
+                return hint
+        return self._find_gap(length)
+
+    def _find_gap(self, length: int) -> int:
+        """The highest gap below the mmap base that is long enough."""
+        top = _MMAP_TOP
+        for area in reversed(self.areas):
+            if area.start >= _MMAP_TOP:
+                continue
+            if top - area.end >= length:
+                return top - length
+            top = min(top, area.start)
+        if top - length < 1 << 16:
+            raise MmError(errno.ENOMEM, f"mmap: no gap of {length:#x} bytes")
+        return top - length
+
+    def _unmap(self, start: int, end: int) -> set[int]:
+        """Take [start, end) out with its pages and tables; returns the shared objects in it."""
+        gone = self._vmas.remove(start, end)
+        if not gone:
+            return set()
+        self._zap(start, end)
+        before, after = self._vmas.neighbours(start, end)
+        free_pgtables(
+            self.machine.arch,
+            self.machine.phys,
+            self.space,
+            np.uint64(gone[0].start),
+            np.uint64(gone[-1].end),
+            np.uint64(before.end if before else 0),
+            np.uint64(after.start if after else TASK_SIZE),
+        )
+        return {area.shared_id for area in gone}
+
+    def _zap(self, start: int, end: int) -> None:
+        zap_page_range(
+            self.machine.arch, self.machine.phys, self.space, np.uint64(start), np.uint64(end)
+        )
+
+    def munmap(self, addr: int, length: int) -> None:
+        """Unmap [addr, addr + length); gaps are fine."""
+        end = self._check_range("munmap", addr, length)
+        if end == addr:
+            raise MmError(errno.EINVAL, "munmap: length is 0")
+        self._pull()
+        gone = self._unmap(addr, end)
+        self._push()
+        self.machine.drop_unmapped(gone)
+
+    def set_brk_base(self, addr: int) -> None:
+        """Where the heap starts (and, for now, ends)."""
+        self._check_range("set_brk_base", addr, 0)
+        self._brk_start = self._brk = addr
+
+    @property
+    def start_brk(self) -> int:
+        """Where the heap starts; 0 if the process has none."""
+        return self._brk_start
+
+    def restore_brk(self, start_brk: int, brk: int) -> None:
+        """Set both ends of the heap without mapping anything, as PR_SET_MM does for a restorer."""
+        self._check_range("restore_brk", start_brk, 0)
+        self._brk_start, self._brk = start_brk, brk
+
+    def brk(self, addr: int) -> int:
+        """Move the end of the heap and return it, unmoved if it could not be (as brk(2) does)."""
+        if addr < self._brk_start or not self._brk_start:
+            return self._brk
+        old, new = self._align(self._brk), self._align(addr)
+        if new > old:
+            guard = new + self._page
+            if guard > TASK_SIZE or self._vmas.overlapping(old, guard):
+                return self._brk
+            self._pull()
+            flags = VM_READ | VM_WRITE | _MAY | VM_ACCOUNT
+            area = VmArea(old, new, flags, old // self._page, 0, "[heap]")
+            self._set_page_prot(area)
+            area = self._vmas.insert_new(area, expand_only=True)
+            area.flags |= int(self.machine.arch.vm_softdirty)
+            self._push()
+        elif new < old:
+            self.munmap(new, old - new)
+        self._brk = addr
+        return addr
+
+    # --- mprotect, mremap ---
+
+    def mprotect(self, addr: int, length: int, prot: int) -> None:
+        """Change protection; ENOMEM at the first gap, with what came before it changed."""
+        end = self._check_range("mprotect", addr, length)
+
+        def fixup(area: VmArea, start: int, stop: int) -> None:
+            self._mprotect_fixup(area, start, stop, prot & _ACCESS)
+
+        self._for_each_area("mprotect", addr, end, fixup)
+
+    def _for_each_area(
+        self, call: str, start: int, end: int, visit: Callable[[VmArea, int, int], None]
+    ) -> None:
+        """Visit the parts of [start, end) mapping by mapping; ENOMEM at the first gap."""
+        while start < end:
+            k = self._vmas.index(start)
+            if k == len(self.areas) or self.areas[k].start > start:
+                raise MmError(errno.ENOMEM, f"{call}: {start:#x} is not mapped")
+            stop = min(self.areas[k].end, end)
+            visit(self.areas[k], start, stop)
+            start = stop
+
+    def _mprotect_fixup(self, area: VmArea, start: int, end: int, prot: int) -> None:
+        old = area.flags
+        flags = (old & ~_ACCESS) | prot
+        if flags == old:
+            return
+        self._pull()
+        if flags & VM_WRITE:
+            if not old & (VM_ACCOUNT | VM_WRITE | VM_SHARED | VM_NORESERVE):
+                flags |= VM_ACCOUNT
+        elif old & VM_ACCOUNT and not area.shared_id and not area.anon_vma:
+            flags &= ~VM_ACCOUNT
+        area = self._vmas.modify(area, start, end, flags, area.name)
+        area.flags = flags
+        self._set_page_prot(area)
+        self._push()
+        change_protection(
+            self.machine.arch,
+            self.machine.phys,
+            self.space,
+            np.uint64(start),
+            np.uint64(end),
+            np.uint64(flags),
+            np.uint64(area.page_prot),
+            int(bool(flags & VM_WRITE) and not flags & VM_SHARED),
+        )
+        if old & (VM_WRITE | VM_SHARED | VM_LOCKED) == VM_LOCKED and flags & VM_WRITE:
+            self._populate(start, end)
+
+    def mremap(
+        self, old: int, old_len: int, new_len: int, flags: int = 0, new_addr: int = 0
+    ) -> int:
+        """Resize or move one mapping (or a part of it); returns where it is now."""
+        dontunmap = bool(flags & uapi.MREMAP_DONTUNMAP)
+        fixed = bool(flags & uapi.MREMAP_FIXED)
+        maymove = bool(flags & uapi.MREMAP_MAYMOVE)
+        old_len, new_len = self._align(old_len), self._align(new_len)
+        if flags & ~7 or (fixed and not maymove) or not new_len or old % self._page:
+            raise MmError(errno.EINVAL, "mremap: bad flags, length or address")
+        if dontunmap and (not maymove or old_len != new_len):
+            raise MmError(errno.EINVAL, "mremap: MREMAP_DONTUNMAP moves without resizing")
+        if not self._vmas.overlapping(old, old + 1):
+            raise MmError(errno.EFAULT, f"mremap: {old:#x} is not mapped")
+        if fixed or dontunmap:
+            return self._mremap_to(old, old_len, new_len, new_addr, fixed, dontunmap)
+        if old_len >= new_len:
+            if old_len > new_len:
+                self.munmap(old + new_len, old_len - new_len)
+            return old
+        area = self._resizable(old, old_len)
+        if old + old_len == area.end and self._expand_in_place(area, new_len - old_len):
+            return old
+        if not maymove:
+            raise MmError(errno.ENOMEM, f"mremap: no room to grow at {old:#x}")
+        return self._move_vma(old, old_len, new_len, self._find_gap(new_len), dontunmap=False)
+
+    def _resizable(self, old: int, old_len: int) -> VmArea:
+        area = self.areas[self._vmas.index(old)] if self._vmas.overlapping(old, old + 1) else None
+        if area is None or old_len > area.end - old:
+            raise MmError(errno.EFAULT, f"mremap: {old:#x}+{old_len:#x} is not one mapping")
+        if not old_len:
+            if area.flags & VM_SHARED:
+                raise NotModelled("mremap: duplicating a shared mapping (old length 0)")
+            raise MmError(errno.EINVAL, "mremap: old length is 0")
+        return area
+
+    def _expand_in_place(self, area: VmArea, delta: int) -> bool:
+        end = area.end + delta
+        if end > TASK_SIZE or self._vmas.overlapping(area.end, end):
+            return False
+        self._pull()
+        tail = area.duplicate(area.end, end, self._page)
+        self._vmas.insert_new(tail)
+        self._push()
+        if area.flags & VM_LOCKED:
+            self._populate(end - delta, end)
+        return True
+
+    def _mremap_to(
+        self, old: int, old_len: int, new_len: int, new_addr: int, fixed: bool, dontunmap: bool
+    ) -> int:
+        if new_addr % self._page or new_addr + new_len > TASK_SIZE:
+            raise MmError(errno.EINVAL, f"mremap: bad new address {new_addr:#x}")
+        # Asked before MREMAP_FIXED is looked at: a mere hint must not overlap either.
+        if old + old_len > new_addr and new_addr + new_len > old:
+            raise MmError(errno.EINVAL, "mremap: old and new range overlap")
+        if fixed:
+            self.munmap(new_addr, new_len)
+        if old_len > new_len:
+            self.munmap(old + new_len, old_len - new_len)
+            old_len = new_len
+        self._resizable(old, old_len)
+        if not fixed:
+            new_addr = self._place(new_addr or None, new_len, 0)
+        return self._move_vma(old, old_len, new_len, new_addr, dontunmap=dontunmap)
+
+    def _move_vma(
+        self, old: int, old_len: int, new_len: int, new_addr: int, *, dontunmap: bool
+    ) -> int:
+        self._pull()
+        area = self._vmas.overlapping(old, old + 1)[0]
+        moved = area.duplicate(old, old + old_len, self._page)
+        moved.start, moved.end = new_addr, new_addr + new_len
+        if not area.shared_id and not area.anon_vma:
+            moved.pgoff = new_addr // self._page
+        source, target = self._realign(area, old, new_addr, old_len)
+        self.machine.ensure_tables(self._tables_for(new_len))
+        new_area = self._vmas.insert_new(moved)
+        self._push()
+        move_page_tables(
+            self.machine.arch,
+            self.machine.phys,
+            self.space,
+            np.uint64(source),
+            np.uint64(target),
+            np.uint64(old + old_len - source),
+        )
+        locked = area.flags & VM_LOCKED
+        if dontunmap:
+            self._pull()
+            area.flags &= ~VM_LOCKED
+            if area is not new_area and (area.start, area.end) == (old, old + old_len):
+                area.anon_vma = area.chain = 0
+            self._push()
+        else:
+            self.munmap(old, old_len)
+        if locked and new_len > old_len:
+            self._populate(new_addr + old_len, new_addr + new_len)
+        return new_addr
+
+    def _realign(self, area: VmArea, old: int, new: int, length: int) -> tuple[int, int]:
+        """try_realign_addr: start at a table's border if nothing else is mapped down to it."""
+        span = 1 << int(self.machine.arch.pmd_shift)
+        back = old % span
+        if length < span or not back or back != new % span or area.start != old:
+            return old, new
+        if self._vmas.overlapping(old - back, old) or self._vmas.overlapping(new - back, new):
+            return old, new
+        return old - back, new - back
+
+    def _tables_for(self, length: int) -> int:
+        """No more tables than this are needed for ``length`` bytes in one piece."""
+        return 2 * self.machine.arch.levels + 2 * (length >> int(self.machine.arch.pmd_shift))
+
+    # --- madvise, mlock ---
+
+    def madvise(self, addr: int, length: int, advice: int) -> None:
+        """Advise on [addr, addr + length). Gaps give ENOMEM after the mapped parts were handled."""
+        handler = _ADVICE.get(advice)
+        if handler is None:
+            if advice in _LATER_ADVICE:
+                raise NotModelled(f"madvise: {_LATER_ADVICE[advice]} is not modelled yet")
+            raise MmError(errno.EINVAL, f"madvise: unknown advice {advice}")
+        end = self._check_range("madvise", addr, length)
+        if advice in (uapi.MADV_POPULATE_READ, uapi.MADV_POPULATE_WRITE):
+            self._madvise_populate(addr, end, int(advice == uapi.MADV_POPULATE_WRITE))
+            return
+        gap = False
+        while addr < end:
+            k = self._vmas.index(addr)
+            if k == len(self.areas):
+                gap = True
+                break
+            area = self.areas[k]
+            if area.start > addr:
+                gap, addr = True, area.start
+                if addr >= end:
+                    break
+            stop = min(area.end, end)
+            handler(self, area, addr, stop, advice)
+            addr = stop
+        if gap:
+            raise MmError(errno.ENOMEM, "madvise: part of the range is not mapped")
+
+    def _refuse_locked(self, area: VmArea) -> None:
+        if area.flags & VM_LOCKED:
+            raise MmError(errno.EINVAL, f"madvise: {area.start:#x} is locked")
+
+    def _madvise_dontneed(self, area: VmArea, start: int, end: int, advice: int) -> None:
+        if advice != uapi.MADV_DONTNEED_LOCKED:
+            self._refuse_locked(area)
+        self._zap(start, end)
+
+    def _madvise_free(self, area: VmArea, start: int, end: int, advice: int) -> None:
+        self._refuse_locked(area)
+        if area.shared_id:
+            raise MmError(errno.EINVAL, "madvise: MADV_FREE is for anonymous private memory")
+        madvise_free(
+            self.machine.arch, self.machine.phys, self.space, np.uint64(start), np.uint64(end)
+        )
+
+    def _madvise_reclaim(self, area: VmArea, start: int, end: int, advice: int) -> None:
+        self._refuse_locked(area)
+        madvise_cold_or_pageout(
+            self.machine.arch,
+            self.machine.phys,
+            self.space,
+            self.areas.index(area),
+            np.uint64(start),
+            np.uint64(end),
+            int(advice == uapi.MADV_PAGEOUT),
+        )
+
+    def _madvise_willneed(self, area: VmArea, start: int, end: int, advice: int) -> None:
+        if not area.shared_id:
+            bounds = np.uint64(start), np.uint64(end)
+            swapin_willneed(self.machine.arch, self.machine.phys, self.space, *bounds)
+
+    def _madvise_remove(self, area: VmArea, start: int, end: int, advice: int) -> None:
+        self._refuse_locked(area)
+        if not area.shared_id:
+            raise MmError(errno.EINVAL, "madvise: MADV_REMOVE is for shared objects")
+        if area.flags & (VM_SHARED | VM_WRITE) != VM_SHARED | VM_WRITE:
+            raise MmError(errno.EACCES, "madvise: MADV_REMOVE needs a shared writable mapping")
+        self.discard(np.arange(start, end, self._page, dtype=np.uint64))
+
+    def _madvise_flags(self, area: VmArea, start: int, end: int, advice: int) -> None:
+        flags = area.flags
+        if advice == uapi.MADV_DONTFORK:
+            flags |= VM_DONTCOPY
+        elif advice == uapi.MADV_DOFORK:
+            flags &= ~VM_DONTCOPY
+        elif advice == uapi.MADV_WIPEONFORK:
+            if area.shared_id:
+                raise MmError(
+                    errno.EINVAL, "madvise: MADV_WIPEONFORK is for anonymous private memory"
+                )
+            flags |= VM_WIPEONFORK
+        elif advice == uapi.MADV_KEEPONFORK:
+            flags &= ~VM_WIPEONFORK
+        self._change_flags(area, start, end, flags)
+
+    def _change_flags(self, area: VmArea, start: int, end: int, flags: int) -> None:
+        if flags == area.flags:
+            return
+        self._pull()
+        self._vmas.modify(area, start, end, flags, area.name).flags = flags
+        self._push()
+
+    def _madvise_collapse(self, area: VmArea, start: int, end: int, advice: int) -> None:
+        span = 1 << int(self.machine.arch.pmd_shift)
+        if -(-area.start // span) * span + span > area.end:
+            raise MmError(errno.EINVAL, "madvise: MADV_COLLAPSE: no room for a huge page")
+        raise NotModelled("madvise: huge pages (MADV_COLLAPSE) are not modelled yet")
+
+    def _madvise_populate(self, start: int, end: int, write: int) -> None:
+        while start < end:
+            k = self._vmas.index(start)
+            if k == len(self.areas) or self.areas[k].start > start:
+                raise MmError(errno.ENOMEM, f"madvise: {start:#x} is not mapped")
+            if not self.areas[k].flags & (VM_WRITE if write else VM_READ):
+                raise MmError(errno.EINVAL, f"madvise: {start:#x} does not allow it")
+            stop = min(self.areas[k].end, end)
+            self._fault_in(start, stop, write, force=0)
+            start = stop
+
+    def _fault_in(self, start: int, end: int, write: int, force: int) -> None:
+        """Fault pages in as GUP does; ``MmError`` EFAULT where it cannot."""
+        while start < end:
+            machine = self.machine
+            bounds = np.uint64(start), np.uint64(end)
+            start = int(
+                populate_range(machine.arch, machine.phys, self.space, *bounds, write, force)
+            )
+            if start < end:
+                self._recover(gup=True)
+
+    def _populate(self, start: int, end: int) -> None:
+        """Fault in a locked range: private writable memory as if written, the rest as if read."""
+        for area in self._vmas.overlapping(start, end):
+            write = int(area.flags & (VM_WRITE | VM_SHARED) == VM_WRITE)
+            force = int(bool(area.flags & _ACCESS))
+            self._fault_in(max(start, area.start), min(end, area.end), write, force)
+
+    def mlock(self, addr: int, length: int) -> None:
+        """Lock [addr, addr + length) in memory, faulting it in."""
+        start, end = self._whole_pages(addr, length)
+
+        def lock(area: VmArea, first: int, stop: int) -> None:
+            self._change_flags(area, first, stop, area.flags | VM_LOCKED)
+
+        self._for_each_area("mlock", start, end, lock)
+        try:
+            self._populate(start, end)
+        except Livelock:
+            raise
+        except MmError as error:
+            raise MmError(errno.ENOMEM, f"mlock: {error.strerror}") from None
+
+    def munlock(self, addr: int, length: int) -> None:
+        """Undo mlock."""
+        start, end = self._whole_pages(addr, length)
+
+        def unlock(area: VmArea, first: int, stop: int) -> None:
+            self._change_flags(area, first, stop, area.flags & ~VM_LOCKED)
+
+        self._for_each_area("munlock", start, end, unlock)
+
+    def _whole_pages(self, addr: int, length: int) -> tuple[int, int]:
+        start = addr - addr % self._page
+        return start, start + self._align(length + addr % self._page)
+
+    # --- processes ---
+
+    def fork(self) -> Mm:
+        """A copy of this address space: private pages are shared until written.
+
+        Soft-dirty bits are copied with the entries, so not those of shared mappings.
+        """
+        machine = self.machine
+        self._pull()
+        child = Mm(machine)
+        child._brk_start, child._brk = self._brk_start, self._brk
+        copied = []
+        for k, area in enumerate(self.areas):
+            if area.flags & VM_DONTCOPY:
+                continue
+            twin = area.duplicate(area.start, area.end, self._page)
+            twin.flags &= ~VM_LOCKED
+            if area.flags & VM_WIPEONFORK:
+                twin.anon_vma = twin.chain = 0
+            else:
+                if area.anon_vma:
+                    machine.phys.ctr[state.ANON_VMA] += 1
+                    twin.anon_vma = int(machine.phys.ctr[state.ANON_VMA])
+                    twin.chain = area.chain + 1
+                copied.append(k)
+            child.areas.append(twin)
+        child._push()
+        for k in copied:
+            machine.ensure_tables(self._tables_for(self.areas[k].end - self.areas[k].start))
+            copy_page_range(machine.arch, machine.phys, self.space, child.space, k)
+        return child
+
+    def exit(self) -> None:
+        """Give everything back. The address space is of no use afterwards."""
+        machine = self.machine
+        if self not in machine.mms:
+            return
+        gone = set()
+        for area in self.areas:
+            self._zap(area.start, area.end)
+            gone.add(area.shared_id)
+        self.areas.clear()
+        self._push()
+        table, position = np.zeros((2, machine.arch.levels), np.int64)
+        free_all_tables(machine.arch, machine.phys, self.space, table, position)
+        machine.mms.remove(self)
+        machine.drop_unmapped(gone)
+
+    # --- accesses ---
+
+    def store_words(self, addresses: NDArray[np.uint64], values: NDArray[np.uint64]) -> int:
+        """Store ``values`` (uint64[n]) at ``addresses`` (uint64[n]); none may cross a page.
+
+        Returns the number of faults taken. ``SegFault`` on the first store that is not allowed,
+        with those before it done.
+        """
+        words = _readonly(values, np.uint64)
+        return self._access(addresses, words, access.STORE_WORD)
+
+    def touch(self, addresses: NDArray[np.uint64]) -> int:
+        """Read one byte at each address; returns the number of faults taken."""
+        return self._access(addresses, _readonly(_NO_WORDS, np.uint64), access.READ)
+
+    def touch_write(self, addresses: NDArray[np.uint64]) -> int:
+        """Everything that a store at each address does to page tables, but no byte changes."""
+        return self._access(addresses, _readonly(_NO_WORDS, np.uint64), access.WRITE)
+
+    def _access(self, addresses: NDArray[np.uint64], values: NDArray[np.uint64], mode: int) -> int:
+        where = _readonly(addresses, np.uint64)
+        if mode == access.STORE_WORD:
+            if values.shape != where.shape:
+                raise ValueError(f"{where.shape[0]} addresses but {values.shape[0]} values")
+            self._refuse_crossing(where, np.uint64(8))
+        before = int(self.machine.phys.ctr[state.N_FAULTS])
+        done = 0
+        while True:
+            machine = self.machine
+            done = access.access_words(
+                machine.arch, machine.phys, self.space, where, values, mode, done
+            )
+            if done == where.shape[0]:
+                return int(machine.phys.ctr[state.N_FAULTS]) - before
+            self._recover()
+
+    def store(
+        self,
+        addresses: NDArray[np.uint64],
+        sizes: NDArray[np.uint32],
+        payload: NDArray[np.uint8],
+    ) -> int:
+        """Store ``sizes[n]`` bytes (uint32[n]) at each of ``addresses`` (uint64[n]).
+
+        They are taken from ``payload`` (uint8) one after another; none may cross a page. Returns
+        the number of faults taken. ``SegFault`` on the first store that is not allowed, with those
+        before it done.
+        """
+        where, lengths = _readonly(addresses, np.uint64), _readonly(sizes, np.uint32)
+        data = _readonly(payload, np.uint8)
+        if where.shape != lengths.shape or data.shape[0] != int(lengths.sum(dtype=np.uint64)):
+            raise ValueError("store: addresses, sizes and payload do not belong together")
+        self._refuse_crossing(where, lengths)
+        before = int(self.machine.phys.ctr[state.N_FAULTS])
+        done = position = 0
+        while True:
+            machine = self.machine
+            first = done
+            done = access.store_bytes(
+                machine.arch, machine.phys, self.space, machine.content, where, lengths, data,
+                first, position
+            )  # fmt: skip
+            if done == where.shape[0]:
+                return int(machine.phys.ctr[state.N_FAULTS]) - before
+            position += int(lengths[first:done].sum(dtype=np.uint64))
+            self._recover()
+
+    def _refuse_crossing(self, addresses: NDArray[np.uint64], sizes: Any) -> None:
+        mask = self.machine.arch.page_mask
+        crossing = (addresses & mask) + sizes > self.machine.arch.page_size
+        if crossing.any():
+            address = int(addresses[int(crossing.argmax())])
+            raise MmError(errno.EINVAL, f"store at {address:#x} crosses a page")
+
+    def load(self, address: int, length: int) -> bytes:
+        """What the task reads there, faulting pages in as a read does."""
+        start, end = self._whole_pages(address, length)
+        self.touch(np.arange(start, end, self._page, dtype=np.uint64))
+        return self.peek(address, length)
+
+    def gup_write(self, address: int, data: bytes) -> None:
+        """Write through /proc/PID/mem (FOLL_FORCE). ``MmError`` EIO where nobody may write."""
+        position = 0
+        while position < len(data):
+            frame = self._get_user_page(address + position, 1)
+            offset = (address + position) % self._page
+            size = min(len(data) - position, self._page - offset)
+            row = self.machine.content[frame, offset : offset + size]
+            new = np.frombuffer(data, np.uint8, size, position)
+            phys = self.machine.phys
+            if not np.array_equal(row, new):
+                row[:] = new
+                phys.ctr[state.VERSION] += 1
+                phys.version[frame] = phys.ctr[state.VERSION]
+            phys.flags[frame] |= state.PG_DIRTY
+            position += size
+
+    def gup_read(self, address: int, length: int) -> bytes:
+        """Read through /proc/PID/mem. ``MmError`` EIO where nothing may be read."""
+        pieces = []
+        while length > 0:
+            frame = self._get_user_page(address, 0)
+            offset = address % self._page
+            size = min(length, self._page - offset)
+            pieces.append(self.machine.content[frame, offset : offset + size].tobytes())
+            address += size
+            length -= size
+        return b"".join(pieces)
+
+    def _get_user_page(self, address: int, write: int) -> int:
+        while True:
+            machine = self.machine
+            where = np.uint64(address)
+            frame = get_user_page(machine.arch, machine.phys, self.space, where, write, 1)
+            if frame >= 0:
+                return int(frame)
+            try:
+                self._recover(gup=True)
+            except SegFault:
+                raise MmError(errno.EIO, f"/proc/PID/mem: cannot access {address:#x}") from None
+
+    def _recover(self, *, gup: bool = False) -> None:
+        """Mend what stopped compiled code, or raise what the task would see."""
+        ctr = self.machine.phys.ctr
+        status, address = int(ctr[state.STATUS]), int(ctr[state.FAULT_ADDRESS])
+        if status == state.NO_TABLES:
+            self.machine.ensure_tables(self.machine.arch.levels)
+        elif status == state.GROW_STACK and self._expand_stack(address):
+            return
+        elif status == state.NO_FRAMES:
+            frames = self.machine.phys.mapcount.shape[0]
+            raise MmError(
+                errno.ENOMEM, f"out of memory: all {frames} frames in use; raise ModelConfig.frames"
+            )
+        elif status == state.LIVELOCK:
+            raise Livelock(address, f"the fault at {address:#x} never ends")
+        elif status == state.SIGBUS:
+            raise SegFault(address, 7, f"SIGBUS at {address:#x}: beyond the end of the object")
+        else:
+            reason = "not allowed" if status == state.SEGV_ACCERR or gup else "not mapped"
+            raise SegFault(address, 11, f"SIGSEGV at {address:#x}: {reason}")
+
+    def _expand_stack(self, address: int) -> bool:
+        """Grow the stack mapping above ``address`` down to it, if limit and guard gap allow."""
+        self._pull()
+        k = self._vmas.index(address)
+        area = self.areas[k]
+        start = address - address % self._page
+        gap = _STACK_GUARD_PAGES * self._page
+        below = self.areas[k - 1] if k else None
+        if area.end - start > _STACK_LIMIT or start < 1 << 16:
+            return False
+        guarded = below and below.flags & _ACCESS and not below.flags & VM_GROWSDOWN
+        if below and guarded and start - below.end < gap:
+            return False
+        area.pgoff -= (area.start - start) // self._page
+        area.start = start
+        self._push()
+        return True
+
+    # --- /proc ---
+
+    def clear_refs(self, mode: int = 4) -> None:
+        """Write ``mode`` to /proc/PID/clear_refs.
+
+        1, 2 and 3 clear the access flag of all, of anonymous and of object mappings; 4 clears
+        soft-dirty; 5 resets the peak RSS. ``MmError`` EINVAL for any other number.
+        """
+        machine = self.machine
+        if mode == uapi.CLEAR_REFS_MM_HIWATER_RSS:
+            self.space.regs[state.HIWATER_RSS] = self.space.regs[state.RSS]
+            return
+        if not 1 <= mode <= uapi.CLEAR_REFS_SOFT_DIRTY:
+            raise MmError(errno.EINVAL, f"clear_refs: mode {mode} must be 1 to 5")
+        if mode == uapi.CLEAR_REFS_SOFT_DIRTY:
+            soft_dirty = int(machine.arch.vm_softdirty)
+            if not soft_dirty:
+                # VM_SOFTDIRTY is 0 and clear_soft_dirty() empty: the write succeeds and clears
+                # nothing.
+                return
+            self._pull()
+            for area in self.areas:
+                if area.flags & soft_dirty:
+                    area.flags &= ~soft_dirty
+                    self._set_page_prot(area)
+            self._push()
+        clear_refs_walk(machine.arch, machine.phys, self.space, mode)
+
+    def pagemap(
+        self, start: int, npages: int, out: NDArray[np.uint64] | None = None
+    ) -> NDArray[np.uint64]:
+        """/proc/PID/pagemap of ``npages`` pages from ``start``, as uint64[npages].
+
+        Frame numbers are hidden. ``out``: a buffer to read into, as read(2) has one.
+        """
+        self._check_range("pagemap", start, npages * self._page)
+        if out is None:
+            out = np.empty(npages, np.uint64)
+        elif out.shape != (npages,) or out.dtype != np.uint64 or not out.flags.carray:
+            raise ValueError(f"pagemap: out must be a contiguous uint64 array of {npages} entries")
+        machine = self.machine
+        pagemap_read(machine.arch, machine.phys, self.space, np.uint64(start), out)
+        return out
+
+    @property
+    def rss_pages(self) -> int:
+        """Pages mapped now, without the zero page."""
+        return int(self.space.regs[state.RSS])
+
+    @property
+    def peak_rss_pages(self) -> int:
+        """The most pages mapped at a time since the start or ``clear_refs(5)``."""
+        return int(max(self.space.regs[state.RSS], self.space.regs[state.HIWATER_RSS]))
+
+    # --- looking without touching ---
+
+    def frames(self, start: int, npages: int) -> NDArray[np.int64]:
+        """Content row of each of ``npages`` pages from ``start``, as int64[npages].
+
+        -1 nothing, 0 the zero page. A row is found through the page table, a swap entry, or the
+        shared object that is mapped there.
+        """
+        self._check_range("frames", start, npages * self._page)
+        out = np.empty(npages, np.int64)
+        machine = self.machine
+        frames_read(machine.arch, machine.phys, self.space, np.uint64(start), out)
+        return out
+
+    def versions(self, start: int, npages: int) -> NDArray[np.uint64]:
+        """Content stamp of each page, as uint64[npages]: 0 nothing or zeros.
+
+        Equal stamps are equal content.
+        """
+        self._check_range("versions", start, npages * self._page)
+        frames, out = np.empty(npages, np.int64), np.empty(npages, np.uint64)
+        machine = self.machine
+        versions_read(machine.arch, machine.phys, self.space, np.uint64(start), frames, out)
+        return out
+
+    def ptes(self, start: int, npages: int) -> NDArray[np.uint64]:
+        """The page-table entries themselves, as uint64[npages]; 0 where there is none."""
+        self._check_range("ptes", start, npages * self._page)
+        from mm_model.arm64.mmu import walk
+
+        machine = self.machine
+        out = np.zeros(npages, np.uint64)
+        for k in range(npages):
+            address = np.uint64(start + k * self._page)
+            index = walk(machine.arch, machine.phys, int(self.space.regs[state.PGD]), address)
+            if index >= 0:
+                out[k] = machine.phys.tables[index]
+        return out
+
+    def peek(self, address: int, length: int) -> bytes:
+        """Content of [address, address + length), without any fault; holes read as zeros."""
+        if length <= 0:
+            return b""
+        start, end = self._whole_pages(address, length)
+        rows = np.maximum(self.frames(start, (end - start) // self._page), 0)
+        whole = self.machine.content[rows].reshape(-1)
+        return whole[address - start : address - start + length].tobytes()
+
+    # --- restoring ---
+
+    def install(self, addresses: NDArray[np.uint64], data: NDArray[np.uint8]) -> None:
+        """Put pages in place: uint8[n * page_size] (or [n, page_size]) for uint64[n] addresses.
+
+        Works whatever the mapping's protection. Private pages become this process' own, pages of a
+        shared object are the object's; entries end up as after a write.
+        """
+        where = self._page_addresses("install", addresses)
+        content = _readonly(np.reshape(data, -1), np.uint8)
+        if content.shape[0] != where.shape[0] * self._page:
+            raise ValueError("install: data must hold one page for each address")
+        done = 0
+        while True:
+            machine = self.machine
+            done = install_pages(
+                machine.arch, machine.phys, self.space, machine.content, where, content, done
+            )
+            if done == where.shape[0]:
+                return
+            self._recover()
+
+    def discard(self, addresses: NDArray[np.uint64]) -> None:
+        """Let pages be "nothing there" again; a shared object's page goes for everyone."""
+        where = self._page_addresses("discard", addresses)
+        machine = self.machine
+        discard_pages(machine.arch, machine.phys, self.space, where)
+        if any(area.flags & VM_SHARED for area in self.areas):
+            for address in where.tolist():
+                self._discard_shared(address)
+
+    def _discard_shared(self, address: int) -> None:
+        """Punch one page out of the shared object mapped at ``address``, in every address space."""
+        found = self._vmas.overlapping(address, address + 1)
+        if not found or not found[0].flags & VM_SHARED:
+            return
+        machine = self.machine
+        area = found[0]
+        page = area.pgoff + (address - area.start) // self._page
+        target = machine.shared(area.shared_id)
+        if page >= target.npages:
+            return
+        position = target.first + page
+        cached = int(machine.phys.cache[position])
+        for mm in machine.mms:
+            mm._unmap_object_page(area.shared_id, page, -1 if cached & 1 else cached >> 1)
+        machine.truncate_page(position)
+
+    def _unmap_object_page(self, shared_id: int, page: int, frame: int) -> None:
+        """Take down this address space's entries that map ``frame`` as the object's ``page``."""
+        for area in self.areas:
+            if area.shared_id != shared_id:
+                continue
+            address = area.start + (page - area.pgoff) * self._page
+            if area.start <= address < area.end and int(self.frames(address, 1)[0]) == frame:
+                where = np.array([address], np.uint64)
+                arch, phys = self.machine.arch, self.machine.phys
+                discard_pages(arch, phys, self.space, _readonly(where, np.uint64))
+
+    def _page_addresses(self, call: str, addresses: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        where = _readonly(addresses, np.uint64)
+        if (where & self.machine.arch.page_mask).any():
+            raise MmError(errno.EINVAL, f"{call}: addresses must be page-aligned")
+        return where
+
+
+_NO_WORDS = np.zeros(0, np.uint64)
+
+_ADVICE: dict[int, Callable[[Mm, VmArea, int, int, int], None]] = {
+    uapi.MADV_NORMAL: lambda mm, area, start, end, advice: None,
+    uapi.MADV_RANDOM: lambda mm, area, start, end, advice: None,
+    uapi.MADV_SEQUENTIAL: lambda mm, area, start, end, advice: None,
+    uapi.MADV_WILLNEED: Mm._madvise_willneed,
+    uapi.MADV_DONTNEED: Mm._madvise_dontneed,
+    uapi.MADV_DONTNEED_LOCKED: Mm._madvise_dontneed,
+    uapi.MADV_FREE: Mm._madvise_free,
+    uapi.MADV_REMOVE: Mm._madvise_remove,
+    uapi.MADV_DONTFORK: Mm._madvise_flags,
+    uapi.MADV_DOFORK: Mm._madvise_flags,
+    uapi.MADV_WIPEONFORK: Mm._madvise_flags,
+    uapi.MADV_KEEPONFORK: Mm._madvise_flags,
+    uapi.MADV_COLD: Mm._madvise_reclaim,
+    uapi.MADV_PAGEOUT: Mm._madvise_reclaim,
+    uapi.MADV_COLLAPSE: Mm._madvise_collapse,
+    uapi.MADV_POPULATE_READ: Mm._madvise_flags,
+    uapi.MADV_POPULATE_WRITE: Mm._madvise_flags,
+}
+
+_LATER_ADVICE = {
+    uapi.MADV_MERGEABLE: "KSM (MADV_MERGEABLE)",
+    uapi.MADV_UNMERGEABLE: "KSM (MADV_UNMERGEABLE)",
+    uapi.MADV_HUGEPAGE: "THP (MADV_HUGEPAGE)",
+    uapi.MADV_NOHUGEPAGE: "THP (MADV_NOHUGEPAGE)",
+}
+
+
+def _readonly(values: ArrayLike, dtype: type[np.generic]) -> NDArray[Any]:
+    """A read-only, contiguous, aligned array: compiled code knows arguments of this one type only.
+
+    Views of bytes are read-only anyway, and a second type would mean compiling everything twice.
+    """
+    array = np.require(values, dtype, ["C", "A"]).view()
+    array.flags.writeable = False
+    return array

@@ -1,0 +1,74 @@
+"""Changing the protection of present pages (mm/mprotect.c)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mm_model._compiled import compiled, inlined
+from mm_model.arm64.mmu import walk
+from mm_model.arm64.pgtable import (
+    U0,
+    U1,
+    Arch,
+    Pte,
+    pte_dirty,
+    pte_mkwrite,
+    pte_modify,
+    pte_pfn,
+    pte_present,
+    pte_protnone,
+    pte_write,
+)
+from mm_model.memory import pte_needs_soft_dirty_wp
+from mm_model.state import PG_ANON, PG_EXCLUSIVE, PGD, VM_SHARED, Flag, Int, Phys, Space
+
+
+@inlined
+def can_change_pte_writable(arch: Arch, phys: Phys, flags: np.uint64, pte: Pte) -> Flag:
+    """Whether the page may become writable at once, because its next write needs no fault."""
+    if pte_protnone(arch, pte) or pte_needs_soft_dirty_wp(arch, flags, pte):
+        return False
+    if flags & VM_SHARED != U0:
+        return pte_dirty(pte)
+    own = PG_ANON | PG_EXCLUSIVE
+    return phys.flags[np.int64(pte_pfn(arch, pte))] & own == own
+
+
+@compiled
+def change_protection(
+    arch: Arch,
+    phys: Phys,
+    space: Space,
+    start: np.uint64,
+    end: np.uint64,
+    flags: np.uint64,
+    newprot: np.uint64,
+    try_writable: Int,
+) -> None:
+    """Give every present page of [start, end) the protection ``newprot``.
+
+    ``flags`` are those of the mapping, already changed.
+
+    ``try_writable``: MM_CP_TRY_CHANGE_WRITABLE. Swap entries carry no protection and stay as they
+    are.
+    """
+    address = start
+    while address < end:
+        last = ((address >> arch.pmd_shift) + U1) << arch.pmd_shift
+        if last > end:
+            last = end
+        index = walk(arch, phys, space.regs[PGD], address)
+        if index >= 0:
+            for k in range(index, index + np.int64((last - address) >> arch.page_shift)):
+                pte = phys.tables[k]
+                if not pte_present(arch, pte):
+                    continue
+                pte = pte_modify(arch, pte, newprot)
+                if (
+                    try_writable != 0
+                    and not pte_write(pte)
+                    and can_change_pte_writable(arch, phys, flags, pte)
+                ):
+                    pte = pte_mkwrite(pte)
+                phys.tables[k] = pte
+        address = last

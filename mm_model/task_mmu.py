@@ -1,0 +1,251 @@
+"""/proc/PID/clear_refs and /proc/PID/pagemap (fs/proc/task_mmu.c)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mm_model._compiled import compiled, inlined
+from mm_model.arm64.mmu import walk
+from mm_model.arm64.pgtable import (
+    U0,
+    U1,
+    Arch,
+    pte_clear_soft_dirty,
+    pte_mkold,
+    pte_pfn,
+    pte_present,
+    pte_soft_dirty,
+    pte_swp_clear_soft_dirty,
+    pte_swp_soft_dirty,
+    pte_wrprotect,
+    swp_offset,
+)
+from mm_model.state import (
+    N_VMAS,
+    PG_ANON,
+    PGD,
+    V_CACHE,
+    V_END,
+    V_FLAGS,
+    V_LIMIT,
+    V_OBJECT,
+    V_PGOFF,
+    V_START,
+    Int,
+    Phys,
+    Space,
+)
+from mm_model.uapi import PM_FILE, PM_MMAP_EXCLUSIVE, PM_PRESENT, PM_SOFT_DIRTY, PM_SWAP
+
+ACCESSED: Final = 0  # clear_refs modes as the walker needs them
+SOFT_DIRTY: Final = 1
+
+
+@inlined
+def clear_soft_dirty_range(arch: Arch, phys: Phys, first: Int, last: Int) -> None:
+    """Write-protect entries [first, last) of one table and clear their bit, swapped or not."""
+    # Through a view from 0 on, the loop has no sign to check and becomes vector code.
+    entries = phys.tables[first:last]
+    for k in range(entries.shape[0]):
+        pte = entries[k]
+        present = pte_clear_soft_dirty(arch, pte_wrprotect(pte))
+        swapped = pte_swp_clear_soft_dirty(arch, pte)
+        entries[k] = present if pte_present(arch, pte) else swapped
+
+
+@compiled
+def clear_refs_vma(
+    arch: Arch, phys: Phys, space: Space, start: np.uint64, end: np.uint64, kind: Int
+) -> None:
+    """One VMA: SOFT_DIRTY as above; ACCESSED clears AF, but not of the zero page."""
+    address = start
+    while address < end:
+        last = ((address >> arch.pmd_shift) + U1) << arch.pmd_shift
+        if last > end:
+            last = end
+        index = walk(arch, phys, space.regs[PGD], address)
+        if index >= 0:
+            stop = index + np.int64((last - address) >> arch.page_shift)
+            if kind == SOFT_DIRTY:
+                clear_soft_dirty_range(arch, phys, index, stop)
+            else:
+                for k in range(index, stop):
+                    pte = phys.tables[k]
+                    if pte_present(arch, pte) and pte & arch.pfn_mask != U0:
+                        phys.tables[k] = pte_mkold(pte)
+        address = last
+
+
+@compiled
+def clear_refs_walk(arch: Arch, phys: Phys, space: Space, mode: Int) -> None:
+    """Every VMA that ``mode`` (1 all, 2 anonymous, 3 mapped, 4 soft-dirty) is about."""
+    vmas = space.vmas
+    for v in range(space.regs[N_VMAS]):
+        shared = vmas[v, V_OBJECT] != U0
+        if (mode == 2 and shared) or (mode == 3 and not shared):
+            continue
+        kind = SOFT_DIRTY if mode == 4 else ACCESSED
+        clear_refs_vma(arch, phys, space, vmas[v, V_START], vmas[v, V_END], kind)
+
+
+@inlined
+def pagemap_range(
+    arch: Arch,
+    phys: Phys,
+    first: Int,
+    count: Int,
+    vma_bits: np.uint64,
+    out: NDArray[np.uint64],
+    position: Int,
+) -> None:
+    """Entries [first, first + count) of one table as pagemap entries, from out[position] on."""
+    entries = phys.tables[first : first + count]
+    result = out[position : position + count]
+    # Two loops: the first has no look-up by frame and becomes vector code.
+    for k in range(entries.shape[0]):
+        pte = entries[k]
+        entry = vma_bits
+        if pte_present(arch, pte):
+            entry |= PM_PRESENT
+            soft_dirty = pte_soft_dirty(arch, pte)
+        else:
+            soft_dirty = pte_swp_soft_dirty(arch, pte)
+            if pte != U0:
+                entry |= PM_SWAP
+        if soft_dirty:
+            entry |= PM_SOFT_DIRTY
+        result[k] = entry
+    for k in range(entries.shape[0]):
+        pte = entries[k]
+        frame = pte_pfn(arch, pte)
+        if frame != U0 and pte_present(arch, pte):
+            entry = result[k]
+            if phys.mapcount[frame] == 1:
+                entry |= PM_MMAP_EXCLUSIVE
+            if phys.flags[frame] & PG_ANON == 0:
+                entry |= PM_FILE
+            result[k] = entry
+
+
+@compiled
+def pagemap_read(
+    arch: Arch, phys: Phys, space: Space, start: np.uint64, out: NDArray[np.uint64]
+) -> None:
+    """Fill ``out`` with the pagemap entries of the pages from ``start`` on."""
+    done = np.int64(0)
+    end = start + (np.uint64(out.shape[0]) << arch.page_shift)
+    for v in range(space.regs[N_VMAS]):
+        address = space.vmas[v, V_START]
+        vma_end = space.vmas[v, V_END]
+        if vma_end <= start:
+            continue
+        if address >= end:
+            break
+        if address < start:
+            address = start
+        if vma_end > end:
+            vma_end = end
+        bits = PM_SOFT_DIRTY if space.vmas[v, V_FLAGS] & arch.vm_softdirty != U0 else U0
+        while address < vma_end:
+            last = ((address >> arch.pmd_shift) + U1) << arch.pmd_shift
+            if last > vma_end:
+                last = vma_end
+            position = np.int64((address - start) >> arch.page_shift)
+            count = np.int64((last - address) >> arch.page_shift)
+            for k in range(done, position):
+                out[k] = U0
+            done = position + count
+            index = walk(arch, phys, space.regs[PGD], address)
+            if index >= 0:
+                pagemap_range(arch, phys, index, count, bits, out, position)
+            else:
+                for k in range(position, position + count):
+                    out[k] = bits
+            address = last
+    for k in range(done, out.shape[0]):
+        out[k] = U0
+
+
+@compiled
+def object_frames(
+    arch: Arch,
+    phys: Phys,
+    space: Space,
+    vma: Int,
+    address: np.uint64,
+    count: Int,
+    out: NDArray[np.int64],
+    position: Int,
+) -> None:
+    """Where ``out`` has no frame yet, take the shared object's page."""
+    vmas = space.vmas
+    page = vmas[vma, V_PGOFF] + ((address - vmas[vma, V_START]) >> arch.page_shift)
+    for k in range(count):
+        if page + np.uint64(k) >= vmas[vma, V_LIMIT]:
+            return
+        if out[position + k] < 0:
+            cached = phys.cache[np.int64(vmas[vma, V_CACHE] + page) + k]
+            if cached != U0:
+                entry = np.int64(cached >> U1)
+                out[position + k] = phys.slot_frame[entry] if cached & U1 != U0 else entry
+
+
+@compiled
+def frames_read(
+    arch: Arch, phys: Phys, space: Space, start: np.uint64, out: NDArray[np.int64]
+) -> None:
+    """Fill ``out`` with the frame that holds each page's content; -1 none.
+
+    It is found through the entry, the swap slot it names, or the shared object.
+    """
+    for k in range(out.shape[0]):
+        out[k] = -1
+    end = start + (np.uint64(out.shape[0]) << arch.page_shift)
+    for v in range(space.regs[N_VMAS]):
+        address = space.vmas[v, V_START]
+        vma_end = space.vmas[v, V_END]
+        if vma_end <= start:
+            continue
+        if address >= end:
+            break
+        if address < start:
+            address = start
+        if vma_end > end:
+            vma_end = end
+        while address < vma_end:
+            last = ((address >> arch.pmd_shift) + U1) << arch.pmd_shift
+            if last > vma_end:
+                last = vma_end
+            position = np.int64((address - start) >> arch.page_shift)
+            count = np.int64((last - address) >> arch.page_shift)
+            index = walk(arch, phys, space.regs[PGD], address)
+            if index >= 0:
+                for k in range(count):
+                    pte = phys.tables[index + k]
+                    if pte_present(arch, pte):
+                        out[position + k] = np.int64((pte & arch.pfn_mask) >> arch.page_shift)
+                    elif pte != U0:
+                        slot = np.int64(swp_offset(arch, pte))
+                        out[position + k] = phys.slot_frame[slot]
+            if space.vmas[v, V_OBJECT] != U0:
+                object_frames(arch, phys, space, v, address, count, out, position)
+            address = last
+
+
+@compiled
+def versions_read(
+    arch: Arch,
+    phys: Phys,
+    space: Space,
+    start: np.uint64,
+    frames: NDArray[np.int64],
+    out: NDArray[np.uint64],
+) -> None:
+    """Fill ``frames`` as frames_read does, and ``out`` with those frames' content stamps."""
+    frames_read(arch, phys, space, start, frames)
+    for k in range(frames.shape[0]):
+        frame = frames[k]
+        out[k] = phys.version[frame] if frame > 0 else U0

@@ -1,0 +1,6 @@
+"""``python -m predump``: the same as the ``predump`` command."""
+
+from predump.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,449 @@
+"""The ``predump`` command. Each command reads its input, calls what a library user would call,
+and shows the outcome.
+
+Exit status: 0 only if the memory was verified, 3 if memory differs, 2 for bad input, 1 for any
+other failure. A failure is one line on standard error; ``--debug`` shows where it came from.
+"""
+
+import asyncio
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+from pydantic import ValidationError
+from rich import box
+from rich.table import Table
+
+from livemigration.errors import MigrationError
+from livemigration.spec import TelemetrySpec
+from livemigration.spec_errors import first_line
+from predump.demo import demo_scenario, run_demo
+from predump.overrides import OverrideError, parse_override
+from predump.progress import make_progress
+from predump.render import make_console, print_result
+from predump.result import Result
+from predump.scenario import Scenario, ScenarioError, load_scenario
+from predump.versions import versions
+from predump.workload_cli import workload_app
+
+if TYPE_CHECKING:
+    import grpc
+
+    from livemigration.service import ListenConfig
+    from predump.runner import Hosts
+
+BAD_INPUT = 2
+FAILED = 1
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="predump",
+    help="Live migration by pre-dump: simulated page by page, verified byte by byte.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+serve_app = typer.Typer(help="Be a host: run a source or a destination node.", no_args_is_help=True)
+app.add_typer(serve_app, name="serve")
+app.add_typer(workload_app, name="workload")
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show where an error came from.")]
+ScenarioFile = Annotated[Path, typer.Argument(metavar="SCENARIO", help="A scenario file (TOML).")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace a key of the scenario; repeatable."),
+]
+JsonTarget = Annotated[
+    str,
+    typer.Option(
+        "--json", metavar="FILE|-", help="Write the result as JSON; - is standard output."
+    ),
+]
+Mqtt = Annotated[
+    str,
+    typer.Option("--mqtt", metavar="URL", help="Publish progress to a broker, mqtt://HOST:PORT."),
+]
+TlsCa = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls-ca", metavar="FILE", help="Use TLS; trust nodes that this authority signed."
+    ),
+]
+TlsCert = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls-cert", metavar="FILE", help="Certificate to show to the nodes (mutual TLS)."
+    ),
+]
+TlsKey = Annotated[Path | None, typer.Option("--tls-key", metavar="FILE", help="Its private key.")]
+Listen = Annotated[
+    str, typer.Option("--listen", metavar="HOST:PORT", help="Port 0 takes a free one.")
+]
+PortFile = Annotated[
+    Path | None,
+    typer.Option("--port-file", metavar="FILE", help="Gets HOST:PORT once the node serves."),
+]
+HostId = Annotated[
+    str,
+    typer.Option(
+        "--host-id", metavar="NAME", help="Name in telemetry; default: ROLE-HOSTNAME-PORT."
+    ),
+]
+ServerCert = Annotated[
+    Path | None,
+    typer.Option("--tls-cert", metavar="FILE", help="Serve with TLS; certificate of this node."),
+]
+ClientCa = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls-client-ca", metavar="FILE", help="Let only callers in that this authority signed."
+    ),
+]
+
+
+class InputError(ValueError):
+    """A command line that cannot be served; ``str()`` is one line."""
+
+
+def main() -> None:
+    """The ``predump`` command."""
+    app(prog_name="predump")
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    """Say ``message`` in one line on standard error and exit."""
+    typer.echo(f"predump: error: {' '.join(message.split())}", err=True)
+    raise typer.Exit(code)
+
+
+@contextmanager
+def errors_in_one_line(debug: bool) -> Iterator[None]:
+    """Turn exceptions into one line and an exit status; with ``debug`` let them through."""
+    try:
+        yield
+    except (typer.Exit, BrokenPipeError):
+        raise
+    except KeyboardInterrupt:
+        _fail("interrupted", INTERRUPTED)
+    except Exception as error:
+        if debug:
+            raise
+        message, code = _explained(error)
+        _fail(message, code)
+
+
+def _explained(error: Exception) -> tuple[str, int]:
+    """One line and the exit status for ``error``."""
+    # These bring gRPC along, which --help need not wait for.
+    from livemigration.service import CannotListen
+    from livemigration.tls import TlsError
+    from predump.runner import RunError
+
+    if isinstance(error, RunError):
+        return error.message, error.exit_code
+    if isinstance(error, ScenarioError | OverrideError | InputError | TlsError):
+        return str(error), BAD_INPUT
+    if isinstance(error, MigrationError | CannotListen):
+        return str(error), FAILED
+    return f"unexpected {type(error).__name__}: {error} (--debug shows where)", FAILED
+
+
+@app.command()
+def demo(debug: Debug = False) -> None:
+    """Show a migration that verifies, then one whose lost pages are caught; under a minute."""
+    from predump.runner import run_scenario
+
+    console = make_console()
+
+    async def run_part(scenario: Scenario) -> Result:
+        with make_progress(console) as progress:
+            return await run_scenario(scenario, on_event=progress)
+
+    with errors_in_one_line(debug):
+        good = asyncio.run(run_demo(console, run_part))
+        raise typer.Exit(0 if good else FAILED)
+
+
+@app.command()
+def run(
+    scenario: ScenarioFile,
+    sets: Sets = None,
+    json_target: JsonTarget = "",
+    source: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Use this source; default: start one.")
+    ] = "",
+    dest: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Use this destination; default: start one.")
+    ] = "",
+    mqtt: Mqtt = "",
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    debug: Debug = False,
+) -> None:
+    """Run one migration. Exit status 0 only if it was verified, 3 if memory differs."""
+    with errors_in_one_line(debug):
+        if bool(source) != bool(dest):
+            raise InputError("--source and --dest go together; give both, or none to start both")
+        hosts = _hosts(source, dest, tls_ca, tls_cert, tls_key) if source else None
+        if hosts is None and (tls_ca or tls_cert or tls_key):
+            raise InputError("--tls-ca, --tls-cert and --tls-key need --source and --dest")
+        if hosts is not None and mqtt:
+            raise InputError("--mqtt is for nodes started here; give it to `predump serve` instead")
+        loaded = _load(scenario, sets, check_paths=hosts is None)
+        _run_and_report(loaded, hosts, _checked_broker(mqtt), json_target)
+
+
+@app.command()
+def migrate(
+    source: Annotated[str, typer.Option(metavar="HOST:PORT", help="The source node.")],
+    dest: Annotated[str, typer.Option(metavar="HOST:PORT", help="The destination node.")],
+    scenario: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The task and its migration; default: the demo's."),
+    ] = None,
+    sets: Sets = None,
+    json_target: JsonTarget = "",
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    debug: Debug = False,
+) -> None:
+    """Give a task to a running source and migrate it to a running destination."""
+    with errors_in_one_line(debug):
+        hosts = _hosts(source, dest, tls_ca, tls_cert, tls_key)
+        if scenario is not None:
+            loaded = _load(scenario, sets, check_paths=False)
+        else:
+            loaded = demo_scenario(overrides=[parse_override(argument) for argument in sets or []])
+        _run_and_report(loaded, hosts, "", json_target)
+
+
+@serve_app.command("source")
+def serve_source_command(
+    listen: Listen = "127.0.0.1:0",
+    port_file: PortFile = None,
+    mqtt: Mqtt = "",
+    host_id: HostId = "",
+    tls_cert: ServerCert = None,
+    tls_key: TlsKey = None,
+    tls_client_ca: ClientCa = None,
+    tls_ca: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Authority that signed the destination's certificate; default: --tls-client-ca.",
+        ),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Serve as a source until SIGTERM: hold a task, run it, migrate it away."""
+    with errors_in_one_line(debug):
+        from livemigration.tls import TlsConfig, channel_credentials, server_credentials
+        from source_node.server import SourceConfig, serve_source
+
+        authority = tls_ca or tls_client_ca
+        config = SourceConfig(
+            listen=_listen(listen, server_credentials(tls_cert, tls_key, tls_client_ca), port_file),
+            mqtt=_checked_broker(mqtt),
+            host_id=host_id,
+            credentials=channel_credentials(TlsConfig(authority, tls_cert, tls_key))
+            if authority
+            else None,
+        )
+        asyncio.run(serve_source(config, _announcer("source")))
+
+
+@serve_app.command("dest")
+def serve_dest_command(
+    listen: Listen = "127.0.0.1:0",
+    port_file: PortFile = None,
+    state_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Keeps a task that was taken over, across restarts."),
+    ] = None,
+    mqtt: Mqtt = "",
+    host_id: HostId = "",
+    tls_cert: ServerCert = None,
+    tls_key: TlsKey = None,
+    tls_client_ca: ClientCa = None,
+    drill: Annotated[
+        str,
+        typer.Option(metavar="ACTION@PHASE", help="Die or stop there, to test tools: kill@final."),
+    ] = "",
+    debug: Debug = False,
+) -> None:
+    """Serve as a destination until SIGTERM: receive tasks, verify them, take them over."""
+    with errors_in_one_line(debug):
+        from dest_node.server import DestinationConfig, serve_destination
+        from livemigration.drill import Drill
+        from livemigration.tls import server_credentials
+
+        try:
+            at = Drill.parse(drill)
+        except ValueError as error:
+            raise InputError(f"--drill: {error}") from error
+        config = DestinationConfig(
+            listen=_listen(listen, server_credentials(tls_cert, tls_key, tls_client_ca), port_file),
+            state_dir=state_dir,
+            mqtt=_checked_broker(mqtt),
+            host_id=host_id,
+            drill=at,
+        )
+        asyncio.run(serve_destination(config, _announcer("destination")))
+
+
+@app.command()
+def watch(
+    mqtt: Annotated[
+        str, typer.Option("--mqtt", metavar="URL", help="The broker.")
+    ] = "mqtt://localhost:1883",
+    migration: Annotated[
+        str | None, typer.Option(metavar="ID", help="Only this migration; default: all.")
+    ] = None,
+    once: Annotated[
+        bool, typer.Option("--once", help="Print what the broker knows and end.")
+    ] = False,
+    timeout: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", min=0, help="Give up after so long without the broker."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Follow migrations through an MQTT broker, live."""
+    with errors_in_one_line(debug):
+        from predump.watch import run_watch
+
+        status = run_watch(
+            mqtt, migration_id=migration, once=once, timeout=timeout, as_json=as_json
+        )
+        raise typer.Exit(status)
+
+
+@app.command()
+def hunks() -> None:
+    """List the hunks of the soft-dirty patch, for hunks.off in a scenario."""
+    from mm_model.hunks import HUNKS, VARIANTS
+
+    table = Table(
+        title="Hunks of the patch", title_justify="left", pad_edge=False, box=box.SIMPLE_HEAD
+    )
+    table.add_column("name for hunks.off", no_wrap=True)
+    table.add_column("file", no_wrap=True)
+    table.add_column("what it is for")
+    for hunk in (*HUNKS, *VARIANTS):
+        later = "" if hunk.modelled else " (not modelled yet)"
+        style = "" if hunk.modelled else "dim"
+        table.add_row(hunk.name, Path(hunk.file).name, hunk.protects + later, style=style)
+    make_console().print(table, highlight=False)
+
+
+@app.command()
+def version() -> None:
+    """Show the versions of Predump and of what it runs on."""
+    for name, number in versions().items():
+        typer.echo(f"{name} {number}")
+
+
+def _load(path: Path, sets: list[str] | None, *, check_paths: bool) -> Scenario:
+    overrides = [parse_override(argument) for argument in sets or []]
+    return load_scenario(path, overrides, check_paths=check_paths)
+
+
+def _run_and_report(
+    scenario: Scenario, hosts: "Hosts | None", mqtt: str, json_target: str
+) -> NoReturn:
+    """Run the migration, show the result, write it as JSON where asked, and exit."""
+    from predump.runner import run_scenario
+
+    _check_writable(json_target)
+    # With JSON on standard output nothing else may be there.
+    console = make_console(stderr=json_target == "-")
+    with make_progress(console) as progress:
+        result = asyncio.run(
+            run_scenario(
+                scenario,
+                hosts=hosts,
+                mqtt=mqtt or scenario.telemetry.mqtt,
+                on_event=progress,
+            )
+        )
+    print_result(console, result)
+    if json_target == "-":
+        typer.echo(result.to_json())
+    elif json_target:
+        try:
+            Path(json_target).write_text(result.to_json() + "\n", encoding="utf-8")
+        except OSError as error:
+            _fail(f"{json_target}: cannot be written: {error.strerror}", FAILED)
+    raise typer.Exit(result.exit_code)
+
+
+def _check_writable(json_target: str) -> None:
+    """Refuse a target before the run that could only fail after it."""
+    if json_target in ("", "-"):
+        return
+    path = Path(json_target)
+    if path.is_dir():
+        raise InputError(f"--json {path}: is a directory; name a file in it")
+    if not path.parent.is_dir():
+        raise InputError(f"--json {path}: there is no directory {path.parent}; make it first")
+
+
+def _checked_broker(url: str) -> str:
+    try:
+        return TelemetrySpec(mqtt=url).mqtt
+    except ValidationError as error:
+        message = first_line(error, TelemetrySpec).removeprefix("mqtt: ")
+        raise InputError(f"--mqtt: {message}") from error
+
+
+def _hosts(source: str, dest: str, ca: Path | None, cert: Path | None, key: Path | None) -> "Hosts":
+    from livemigration.service import split_address
+    from livemigration.tls import TlsConfig, channel_credentials
+    from predump.runner import Hosts
+
+    for option, address in (("--source", source), ("--dest", dest)):
+        try:
+            _, port = split_address(address)
+        except ValueError as error:
+            raise InputError(f"{option}: {address!r} is not an address; write HOST:PORT") from error
+        if port == 0:
+            raise InputError(f"{option}: {address!r} has port 0; write the port that it listens on")
+    if ca is None:
+        if cert or key:
+            raise InputError("--tls-cert and --tls-key need --tls-ca, the authority of the nodes")
+        return Hosts(source=source, dest=dest, tls=None)
+    tls = TlsConfig(ca, cert, key)
+    channel_credentials(tls)  # refuses bad files now, not in the middle of a run
+    return Hosts(source=source, dest=dest, tls=tls)
+
+
+def _listen(
+    address: str, credentials: "grpc.ServerCredentials | None", port_file: Path | None
+) -> "ListenConfig":
+    from livemigration.service import ListenConfig, split_address
+
+    try:
+        split_address(address)
+    except ValueError as error:
+        raise InputError(f"--listen: {error}") from error
+    if port_file is not None and not port_file.parent.is_dir():
+        raise InputError(f"--port-file {port_file}: there is no directory {port_file.parent}")
+    if port_file is not None and port_file.is_dir():
+        raise InputError(f"--port-file {port_file}: is a directory; name a file in it")
+    return ListenConfig(address=address, credentials=credentials, port_file=port_file)
+
+
+def _announcer(role: str) -> Callable[[str], None]:
+    """Says where the node listens, once it does; whoever started it waits for this line."""
+
+    def announce(address: str) -> None:
+        typer.echo(f"predump {role} listening on {address}")
+        sys.stdout.flush()
+
+    return announce

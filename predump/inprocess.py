@@ -1,0 +1,140 @@
+"""Source and destination in one process: the same migration without gRPC between them.
+
+Frames are encoded, decoded, checked and applied exactly as between processes; only the network is
+missing. On the virtual clock rounds, page sets and times are the same as through gRPC (a test holds
+that), which makes this the way to run many migrations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from dest_node.incoming import IncomingTask, Request
+from livemigration.clock import VirtualClock
+from livemigration.errors import BadRequest
+from livemigration.policy import build_policy
+from livemigration.transport import Transport
+from livemigration.v1 import common_pb2, destination_node_pb2
+from livemigration.verification import Comparison
+from predump.result import Result
+from predump.runner import to_result
+from predump.scenario import Scenario
+from source_node.hosting import HostedTask, TaskRequest
+from source_node.migration import Migration
+from source_node.outcome import Round
+
+
+class InProcessTransport(Transport):
+    """A destination in this process."""
+
+    def __init__(self) -> None:
+        self.incoming: IncomingTask | None = None
+
+    @property
+    def _there(self) -> IncomingTask:
+        assert self.incoming is not None
+        return self.incoming
+
+    async def prepare(
+        self,
+        migration_id: str,
+        task: dict[str, Any],
+        *,
+        base_dir: str,
+        clock: str,
+        extra_pages: int,
+    ) -> None:
+        """Makes room."""
+        self.incoming = IncomingTask.prepare(
+            Request(migration_id, task, base_dir, clock, extra_pages), None
+        )
+
+    async def send(self, sequence: int, frame: bytes) -> None:
+        """Applies the frame at once."""
+        self._there.apply(frame)
+
+    async def flush(self) -> None:
+        """Everything is applied already."""
+
+    async def verify(
+        self, chunks: AsyncIterator[destination_node_pb2.VerifyChunk]
+    ) -> destination_node_pb2.VerifyReply:
+        """Compares with the destination's own digests."""
+        comparison = Comparison(self._there.spec.page_size)
+        async for chunk in chunks:
+            if chunk.digests or chunk.memory_digest:
+                comparison.add(chunk)
+        reply = comparison.compare(self._there.digest())
+        self._there.verified(equal=reply.equal)
+        return reply
+
+    async def read_back(self) -> AsyncIterator[destination_node_pb2.MemoryChunk]:
+        """The destination's memory."""
+        for chunk in self._there.memory():
+            yield chunk
+
+    async def commit(self, memory_digest: str) -> destination_node_pb2.MigrationStatus:
+        """Hands the task over."""
+        self._there.take_over(memory_digest)
+        return destination_node_pb2.MigrationStatus(ownership=self._there.ownership.state.value)
+
+    async def abort(self, reason: str) -> None:
+        """Forgets the task."""
+        if self.incoming is not None:
+            self.incoming.give_up()
+
+    async def settle(self) -> common_pb2.OwnershipState.ValueType:
+        """Nothing is ever in doubt here."""
+        return self._there.ownership.state.value
+
+    async def continue_to(self, workload_ns: int) -> destination_node_pb2.ContinueReply:
+        """Runs the task on."""
+        execution = self._there.execution
+        assert execution is not None
+        await execution.run_to(workload_ns)
+        return destination_node_pb2.ContinueReply(
+            operations=execution.workload.ops_done,
+            memory_digest=self._there.digest().memory_digest,
+            workload_ns=execution.workload_ns,
+        )
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+
+class _Silent:
+    def phase(self, phase: str, at_ns: int, message: str) -> None: ...
+
+    def round(self, record: Round, at_ns: int) -> None: ...
+
+
+async def migrate_in_process(
+    scenario: Scenario, *, transport: InProcessTransport | None = None, migration_id: str = "local"
+) -> Result:
+    """Migrates a scenario's task within this process; virtual clock only (`BadRequest`)."""
+    if scenario.migration.clock != "virtual":
+        raise BadRequest('a migration within one process needs clock = "virtual"')
+    there = transport if transport is not None else InProcessTransport()
+    hosted = await HostedTask.start(
+        TaskRequest(scenario.task, scenario.task.to_struct(), "virtual", Path())
+    )
+    hosted.execution.write_fault_ns = scenario.migration.costs.write_fault
+    migration = Migration(
+        migration_id=migration_id,
+        spec=scenario.migration,
+        origin=hosted.origin,
+        execution=hosted.execution,
+        ownership=hosted.ownership,
+        transport=there,
+        policy=build_policy(scenario.migration.policy),
+        clock=VirtualClock(hosted.execution.advance),
+        observer=_Silent(),
+        reference=hosted.reference,
+    )
+    try:
+        outcome = await migration.run()
+    finally:
+        await hosted.end()
+    return to_result(scenario, outcome.to_proto())

@@ -1,0 +1,1 @@
+"""The source host: a task under its workload, the pre-dump loop, and the service around them."""

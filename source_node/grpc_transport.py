@@ -1,0 +1,354 @@
+"""The destination over gRPC: one bidirectional stream of frames, and the calls around it.
+
+Frames that are not acknowledged are kept, at most `WINDOW`, and nothing more is sent until some
+are. When the stream breaks, the destination is asked how far it got, the stream is opened again and
+the frames after that are sent again; it applies each once. A destination that comes back as another
+process has lost the pages, which ends the migration.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf import struct_pb2
+
+from livemigration.channel import open_channel, why
+from livemigration.errors import (
+    BadRequest,
+    CommitInDoubt,
+    DamagedFrame,
+    DestinationLost,
+    MigrationError,
+    NoSpace,
+    WrongState,
+)
+from livemigration.v1 import common_pb2, destination_node_pb2, destination_node_pb2_grpc
+
+WINDOW = 16
+"""Frames under way without acknowledgement: about 16 MiB."""
+
+RECONNECT_S = 5.0
+"""How long a lost destination is looked for before the migration is given up."""
+
+SETTLE_S = 30.0
+"""How long a destination is asked what became of a commit in doubt."""
+
+CALL_S = 30.0
+"""Deadline of the short calls."""
+
+VERIFY_S = 600.0
+
+_RETRY_S = 0.1
+_TRANSFER = "/livemigration.v1.DestinationNode/Transfer"
+
+_ANSWERS = {
+    grpc.StatusCode.INVALID_ARGUMENT: BadRequest,
+    grpc.StatusCode.FAILED_PRECONDITION: WrongState,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: NoSpace,
+    grpc.StatusCode.DATA_LOSS: DamagedFrame,
+}
+"""Statuses that are the destination's own word, not the network's."""
+
+_BROKEN = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.INTERNAL,  # how a stream cut in the middle of a message shows
+    grpc.StatusCode.CANCELLED,
+)
+"""Statuses of a connection that broke: the stream is opened again."""
+
+_Stream = grpc.aio.StreamStreamCall[bytes, common_pb2.TransferAck]
+
+
+class GrpcTransport:
+    """One migration to one destination; see `livemigration.transport.Transport`."""
+
+    def __init__(self, address: str, credentials: grpc.ChannelCredentials | None = None) -> None:
+        self._address = address
+        self._channel = open_channel(address, credentials)
+        self._stub: destination_node_pb2_grpc.DestinationNodeAsyncStub = (
+            destination_node_pb2_grpc.DestinationNodeStub(self._channel)
+        )
+        self._open_transfer: grpc.aio.StreamStreamMultiCallable[bytes, common_pb2.TransferAck] = (
+            self._channel.stream_stream(
+                _TRANSFER,
+                request_serializer=None,
+                response_deserializer=common_pb2.TransferAck.FromString,
+            )
+        )
+        self._id = ""
+        self._incarnation = ""
+        self._store_id = ""
+        self._stream: _Stream | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._window: deque[tuple[int, bytes]] = deque()
+        self._unsent: int = 0
+        self._changed = asyncio.Condition()
+        self._broken: grpc.aio.AioRpcError | None = None
+        self.reconnects = 0
+
+    # -- prepare
+
+    async def prepare(
+        self,
+        migration_id: str,
+        task: dict[str, Any],
+        *,
+        base_dir: str,
+        clock: str,
+        extra_pages: int,
+    ) -> None:
+        """Learns who the destination is and asks it for room."""
+        self._id = migration_id
+        spec = struct_pb2.Struct()
+        spec.update(task)
+        try:
+            host = await self._stub.Describe(common_pb2.DescribeRequest(), timeout=CALL_S)
+            self._incarnation, self._store_id = host.incarnation, host.store_id
+            await self._stub.Prepare(
+                destination_node_pb2.PrepareRequest(
+                    migration_id=migration_id,
+                    task=spec,
+                    base_dir=base_dir,
+                    clock=clock,
+                    extra_pages=extra_pages,
+                ),
+                timeout=CALL_S,
+            )
+        except grpc.aio.AioRpcError as error:
+            raise self._error(error) from error
+        self._open()
+
+    def _error(self, error: grpc.aio.AioRpcError) -> MigrationError:
+        kind = _ANSWERS.get(error.code())
+        if kind is not None:
+            return kind(f"destination {self._address}: {why(error)}")
+        return DestinationLost(f"destination {self._address} is lost: {why(error)}")
+
+    # -- the stream
+
+    def _open(self) -> None:
+        self._broken = None
+        self._stream = self._open_transfer(metadata=(("migration-id", self._id),))
+        self._reader = asyncio.create_task(self._read(self._stream), name="transfer-acks")
+
+    async def _read(self, stream: _Stream) -> None:
+        try:
+            async for ack in stream:
+                async with self._changed:
+                    while self._window and self._window[0][0] <= ack.sequence:
+                        self._window.popleft()
+                    self._changed.notify_all()
+            code, details = await stream.code(), await stream.details()
+            broken = grpc.aio.AioRpcError(
+                code if code is not grpc.StatusCode.OK else grpc.StatusCode.UNAVAILABLE,
+                grpc.aio.Metadata(),
+                grpc.aio.Metadata(),
+                details or "the destination ended the transfer",
+            )
+        except grpc.aio.AioRpcError as error:
+            broken = error
+        async with self._changed:
+            if stream is self._stream:
+                self._broken = broken
+            self._changed.notify_all()
+
+    async def send(self, sequence: int, frame: bytes) -> None:
+        """Sends one frame once there is room in the window."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: len(self._window) < WINDOW or self._broken)
+        if self._broken is not None:
+            await self._reconnect()
+        self._window.append((sequence, frame))
+        await self._write(frame)
+
+    async def _write(self, frame: bytes) -> None:
+        assert self._stream is not None
+        try:
+            await self._stream.write(frame)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError):
+            # What a failed write says is not why the stream ended: that is the reader's to learn.
+            await self._reconnect()
+
+    async def flush(self) -> None:
+        """Waits until the window is empty."""
+        while True:
+            async with self._changed:
+                await self._changed.wait_for(lambda: not self._window or self._broken)
+            if not self._window:
+                return
+            await self._reconnect()
+
+    async def _reconnect(self) -> None:
+        """Opens the stream again and sends what the destination has not applied."""
+        deadline = time.monotonic() + RECONNECT_S
+        while True:
+            if self._reader is not None:
+                await self._reader  # a broken stream ends its reader, which knows why
+            broken = self._broken
+            if broken is not None and broken.code() not in _BROKEN:
+                raise self._error(broken)
+            await self._resume_after(deadline, broken)
+            self.reconnects += 1
+            self._open()
+            if await self._send_again():
+                return
+            if time.monotonic() > deadline:
+                raise DestinationLost(f"destination {self._address}: the transfer keeps breaking")
+
+    async def _send_again(self) -> bool:
+        """Writes the whole window; False if the stream broke meanwhile."""
+        assert self._stream is not None
+        for _, frame in list(self._window):
+            try:
+                await self._stream.write(frame)
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                return False
+        return True
+
+    async def _resume_after(self, deadline: float, broken: grpc.aio.AioRpcError | None) -> None:
+        """Waits for the destination and drops from the window what it has applied."""
+        while True:
+            try:
+                status = await self._stub.GetMigration(
+                    destination_node_pb2.GetMigrationRequest(migration_id=self._id),
+                    timeout=CALL_S,
+                )
+                break
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.NOT_FOUND:
+                    raise self._started_anew() from error
+                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    raise self._error(error) from error
+                if time.monotonic() > deadline:
+                    raise self._error(broken or error) from error
+            await asyncio.sleep(_RETRY_S)
+        if status.incarnation != self._incarnation:
+            raise self._started_anew()
+        if status.ownership == common_pb2.OWNERSHIP_STATE_ABORTED:
+            raise DestinationLost(f"destination {self._address} gave the migration up")
+        while self._window and self._window[0][0] <= status.sequence:
+            self._window.popleft()
+
+    def _started_anew(self) -> DestinationLost:
+        return DestinationLost(f"destination {self._address} was started anew and lost the pages")
+
+    async def _finish_stream(self) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                await stream.done_writing()
+            stream.cancel()
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            with suppress(asyncio.CancelledError):
+                await reader
+
+    # -- proof and hand-over
+
+    async def verify(
+        self, chunks: AsyncIterator[destination_node_pb2.VerifyChunk]
+    ) -> destination_node_pb2.VerifyReply:
+        """Streams the digests; the answer is the destination's comparison."""
+        try:
+            return await self._stub.Verify(chunks, timeout=VERIFY_S)
+        except grpc.aio.AioRpcError as error:
+            raise self._error(error) from error
+
+    async def read_back(self) -> AsyncIterator[destination_node_pb2.MemoryChunk]:
+        """The destination's memory, in batches."""
+        request = destination_node_pb2.ReadBackRequest(migration_id=self._id)
+        try:
+            async for chunk in self._stub.ReadBack(request, timeout=VERIFY_S):
+                yield chunk
+        except grpc.aio.AioRpcError as error:
+            raise self._error(error) from error
+
+    async def commit(self, memory_digest: str) -> destination_node_pb2.MigrationStatus:
+        """Hands the task over; the stream ends first, so that nothing is under way any more."""
+        await self._finish_stream()
+        try:
+            return await self._stub.Commit(
+                destination_node_pb2.CommitRequest(
+                    migration_id=self._id, memory_digest=memory_digest
+                ),
+                timeout=CALL_S,
+            )
+        except grpc.aio.AioRpcError as error:
+            if error.code() in _ANSWERS:
+                raise self._error(error) from error
+            raise CommitInDoubt(
+                f"destination {self._address} did not answer the hand-over: {why(error)}"
+            ) from error
+
+    async def abort(self, reason: str) -> None:
+        """Best effort: a destination that is not told forgets the task when the next one comes."""
+        if not self._id:
+            return
+        await self._finish_stream()
+        with suppress(grpc.aio.AioRpcError):
+            await self._stub.Abort(
+                destination_node_pb2.AbortRequest(migration_id=self._id, reason=reason), timeout=2.0
+            )
+
+    async def settle(self) -> common_pb2.OwnershipState.ValueType:
+        """Asks until there is an answer that counts, see `livemigration.ownership`."""
+        deadline = time.monotonic() + SETTLE_S
+        last = "no answer"
+        while time.monotonic() < deadline:
+            try:
+                host = await self._stub.Describe(common_pb2.DescribeRequest(), timeout=2.0)
+                if host.store_id == self._store_id:
+                    return await self._ask_fate()
+                last = "it was started without the state directory it had"
+            except grpc.aio.AioRpcError as error:
+                last = why(error)
+            await asyncio.sleep(_RETRY_S)
+        raise DestinationLost(f"destination {self._address} is lost: {last}")
+
+    async def _ask_fate(self) -> common_pb2.OwnershipState.ValueType:
+        """Aborts what is not committed; the destination's answer to that is final."""
+        try:
+            status = await self._stub.Abort(
+                destination_node_pb2.AbortRequest(
+                    migration_id=self._id, reason="the hand-over was not answered"
+                ),
+                timeout=2.0,
+            )
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                return common_pb2.OWNERSHIP_STATE_NONE
+            raise
+        return status.ownership
+
+    async def continue_to(self, workload_ns: int) -> destination_node_pb2.ContinueReply:
+        """Runs the task over there; no deadline, since real time may have to pass.
+
+        A destination that dies meanwhile and comes back with its state directory goes on from the
+        commit, so it is looked for as long as one in doubt is.
+        """
+        request = destination_node_pb2.ContinueRequest(
+            migration_id=self._id, until_workload_ns=workload_ns
+        )
+        lost_at: float | None = None
+        while True:
+            try:
+                return await self._stub.Continue(request)
+            except grpc.aio.AioRpcError as error:
+                now = time.monotonic()
+                lost_at = lost_at or now
+                unreachable = error.code() is grpc.StatusCode.UNAVAILABLE
+                if not unreachable or not self._store_id or now - lost_at > SETTLE_S:
+                    raise self._error(error) from error
+            await asyncio.sleep(_RETRY_S)
+
+    async def close(self) -> None:
+        """Ends stream and connection."""
+        await self._finish_stream()
+        await self._channel.close()

@@ -1,0 +1,136 @@
+"""The task on the source host: made from its spec, run, and made again for comparison."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from livemigration.criu.images import ImageDirectory, load_into
+from livemigration.errors import BadRequest
+from livemigration.execution import Execution
+from livemigration.ownership import Ownership, OwnershipMachine
+from livemigration.snapshot import digest_task
+from livemigration.spec import TaskSpec
+from livemigration.task import ROOT_PID, Task, model_config
+from livemigration.workload import Workload, build_workload
+from mm_model import Machine
+from source_node.migration import TaskOrigin
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRequest:
+    """What StartTask asked for."""
+
+    spec: TaskSpec
+    struct: dict[str, Any]
+    clock: str
+    base_dir: Path
+
+
+def build_task(request: TaskRequest) -> tuple[Task, Workload, int]:
+    """A new task before its first operation: (task, workload, pages beyond the spec's memory).
+
+    Memory comes from the CRIU image directory if there is one, else from the workload's set-up.
+    Raises ValueError (one line) for images or traces that cannot be used.
+    """
+    spec = request.spec
+    workload = build_workload(
+        spec.workload,
+        seed=spec.seed,
+        memory_bytes=spec.memory,
+        page_size=spec.page_size,
+        base_dir=request.base_dir,
+    )
+    if not spec.source.images:
+        task = Task(Machine(model_config(spec)))
+        workload.setup(task, populate=spec.source.populate)
+        return task, workload, 0
+    images = ImageDirectory.open(request.base_dir / spec.source.images)
+    if images.page_size != spec.page_size:
+        raise BadRequest(
+            f"{spec.source.images} has pages of {images.page_size} bytes, the task of "
+            f"{spec.page_size}; set page_size to {images.page_size}"
+        )
+    extra = images.pages
+    task = _task_of_images(Machine(model_config(spec, extra)), images)
+    workload.setup(task, populate=False, from_image=True)
+    return task, workload, extra
+
+
+def _task_of_images(machine: Machine, images: ImageDirectory) -> Task:
+    """The dumped processes as a task; the dump's root becomes the root here, the rest follow by
+    pid.
+    """
+    loaded = load_into(machine, images)
+    parents = {process.pid: process.ppid for process in images.processes}
+    roots = [pid for pid, ppid in parents.items() if ppid not in parents]
+    order = [*roots, *sorted(pid for pid in loaded if pid not in roots)]
+    task = Task(machine, loaded[order[0]])
+    renamed = {order[0]: ROOT_PID}
+    for pid in order[1:]:
+        renamed[pid] = task.next_pid
+        task.next_pid += 1
+        task.processes[renamed[pid]] = loaded[pid]
+        task.parents[renamed[pid]] = renamed.get(parents[pid], ROOT_PID)
+    return task
+
+
+@dataclass(slots=True)
+class HostedTask:
+    """The one task of a source host."""
+
+    request: TaskRequest
+    task: Task
+    workload: Workload
+    execution: Execution
+    extra_pages: int
+    ownership: OwnershipMachine = field(default_factory=lambda: OwnershipMachine(source=True))
+    migration_id: str = ""
+
+    @classmethod
+    async def start(cls, request: TaskRequest) -> HostedTask:
+        """Builds the task and lets it run."""
+        task, workload, extra = await asyncio.to_thread(build_task, request)
+        execution = Execution(task, workload, wall=request.clock == "wall")
+        hosted = cls(request, task, workload, execution, extra)
+        hosted.ownership.to(Ownership.RUNNING)
+        execution.thaw()
+        return hosted
+
+    @property
+    def origin(self) -> TaskOrigin:
+        """What a destination must know of it."""
+        return TaskOrigin(
+            struct=self.request.struct,
+            base_dir=str(self.request.base_dir),
+            memory_bytes=self.request.spec.memory,
+            extra_pages=self.extra_pages,
+        )
+
+    async def reference(self, operations: int) -> str:
+        """Memory digest of the same task after so many operations, had it never moved.
+
+        Only after the destination owns the task: its memory here is freed first, so that this host
+        never holds two guests.
+        """
+        self.ownership.require(Ownership.RELEASED)
+        await self.execution.close()
+        self.task.release()
+        return await asyncio.to_thread(_run_reference, self.request, operations)
+
+    async def end(self) -> None:
+        """Stops the task and frees its memory."""
+        await self.execution.close()
+        self.task.release()
+
+
+def _run_reference(request: TaskRequest, operations: int) -> str:
+    task, workload, _ = build_task(request)
+    try:
+        if operations:
+            workload.run_until(task, workload.due_ns(operations - 1) + 1, max_ops=operations)
+        return digest_task(task).memory_digest
+    finally:
+        task.release()

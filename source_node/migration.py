@@ -1,0 +1,673 @@
+"""One migration, from round 0 to the task running at the destination.
+
+The order is CRIU's (criu/cr-dump.c, criu/mem.c): freeze, read the pagemaps, note the pages,
+clear_refs, thaw, and only then copy and send while the task runs on. A page written during the copy
+is soft-dirty again, so a copy that is newer than the scan is repaired by the next round. The final
+round is sent frozen, together with the workload's own state; then the destination proves its memory
+equal, takes the task over and lets it go on.
+
+Whatever goes wrong before commit, the source still owns the task and lets it go on here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from livemigration import batch
+from livemigration.clock import Clock
+from livemigration.digest import pages_equal, zero_pages
+from livemigration.errors import (
+    Aborted,
+    CommitInDoubt,
+    DestinationLost,
+    MigrationError,
+)
+from livemigration.execution import Execution
+from livemigration.layout import to_proto
+from livemigration.link import Link, TokenBucket
+from livemigration.ownership import Ownership, OwnershipMachine
+from livemigration.policy import Policy, RoundView
+from livemigration.runs import from_runs, to_runs
+from livemigration.snapshot import TaskDigests, digest_task, nonzero_pages
+from livemigration.spec import MigrationSpec
+from livemigration.transport import Transport
+from livemigration.v1 import common_pb2, destination_node_pb2
+from livemigration.verification import addresses_of, chunks, ranges
+from mm_model import MmError
+from source_node.outcome import Downtime, Outcome, Round
+from source_node.tracker import ProcessScan, RoundScan, Tracker
+
+U64 = NDArray[np.uint64]
+
+GATHER_BATCHES = 4
+"""Batches gathered at once: a switch between threads costs as much as gathering one."""
+
+_Gathering = asyncio.Future[list[tuple[bytes, int]]]
+
+
+class Observer(Protocol):
+    """Hears of every step; must not block and must not raise."""
+
+    def phase(self, phase: str, at_ns: int, message: str) -> None:
+        """A step begins or ends; the message is for people."""
+        ...
+
+    def round(self, record: Round, at_ns: int) -> None:
+        """A round is over."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TaskOrigin:
+    """What the destination must know to rebuild the task: the spec as StartTask took it."""
+
+    struct: dict[str, Any]
+    base_dir: str
+    memory_bytes: int
+    extra_pages: int  # beyond the spec's memory, from an image directory
+
+
+@dataclass(slots=True)
+class _Traffic:
+    """Bytes and pages of the round under way."""
+
+    bytes_wire: int = 0
+    payload_bytes: int = 0
+    pages_sent: int = 0
+    pages_zero: int = 0
+    gather_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    pid: int
+    addresses: U64
+
+
+class Migration:
+    """Runs once. The caller keeps `execution` and `ownership`, which outlive a failed migration."""
+
+    def __init__(
+        self,
+        *,
+        migration_id: str,
+        spec: MigrationSpec,
+        origin: TaskOrigin,
+        execution: Execution,
+        ownership: OwnershipMachine,
+        transport: Transport,
+        policy: Policy,
+        clock: Clock,
+        observer: Observer,
+        reference: Callable[[int], Awaitable[str]],
+    ) -> None:
+        """`reference`: memory digest of a run that never moved, after so many operations."""
+        self._id = migration_id
+        self._spec = spec
+        self._origin = origin
+        self._execution = execution
+        self._ownership = ownership
+        self._transport = transport
+        self._policy = policy
+        self._clock = clock
+        self._observer = observer
+        self._reference = reference
+        self._link = Link(spec.link.bandwidth_bps, spec.link.latency_ns)
+        self._bucket = TokenBucket(
+            spec.link.bandwidth_bps / 8 if clock.name == "wall" else 0, batch.BATCH_BYTES // 2
+        )
+        self._tracker = Tracker()
+        self._abort_reason: str | None = None
+        self._sequence = 0
+        self._traffic = _Traffic()
+        self._last_frame_ns = 0
+        self._scan_pages = 0
+        self._skipped = 0
+        self._vmas = 0
+        self._doubt = ""
+        self._started_ns = 0
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="migration")
+        self.outcome = Outcome(
+            migration_id, memory_bytes=origin.memory_bytes, ownership=ownership.state
+        )
+
+    def request_abort(self, reason: str) -> None:
+        """Ends the migration at the next batch; the task stays here."""
+        self._abort_reason = reason
+
+    async def run(self) -> Outcome:
+        """Migrates; never raises for what can go wrong in a migration, see `Outcome.error`."""
+        wall = time.monotonic_ns()
+        self._started_ns = self._clock.now_ns
+        try:
+            await self._migrate()
+        except CommitInDoubt as error:
+            await self._settle_doubt(error)
+        except (MigrationError, MmError) as error:
+            await self._keep_task(str(error))
+        except asyncio.CancelledError:
+            if self._ownership.state is not Ownership.IN_DOUBT:
+                await self._keep_task("the migration was cancelled")
+            raise
+        finally:
+            self._pool.shutdown(wait=True)
+            self.outcome.ownership = self._ownership.state
+            self.outcome.wall_ns = time.monotonic_ns() - wall
+        self._say("failed" if self.outcome.error else "done", self._verdict())
+        return self.outcome
+
+    # -- the whole way
+
+    async def _migrate(self) -> None:
+        self._say("prepare", "asking the destination for room")
+        await self._transport.prepare(
+            self._id,
+            self._origin.struct,
+            base_dir=self._origin.base_dir,
+            clock=self._clock.name,
+            extra_pages=self._origin.extra_pages,
+        )
+        first_frame = time.monotonic_ns()
+        number = 0
+        while True:
+            record = await self._pre_dump(number)
+            decision = await self._decide(record)
+            record.reason = decision.reason
+            self._observer.round(record, self._clock.now_ns)
+            number += 1
+            if decision.freeze:
+                break
+        final = await self._final_round(number)
+        self._observer.round(final, self._clock.now_ns)
+        digests = await self._verify()
+        self.outcome.transfer_wall_ns = time.monotonic_ns() - first_frame
+        if self.outcome.verified:
+            await self._commit(digests, final)
+            await self._continue()
+
+    async def _pre_dump(self, number: int) -> Round:
+        self._say("round", f"round {number}")
+        start = self._clock.now_ns
+        self._traffic = _Traffic()
+        await self._freeze()
+        scan = await self._in_thread(self._scan, number == 0)
+        frozen = self._clock.now_ns - start
+        self._thaw()
+        await self._send_frame(
+            batch.encode_begin(self._next(), number, self._begin(scan, final=False))
+        )
+        await self._copy(scan, number)
+        await self._send_frame(batch.encode_end(self._next(), number, self._end(final=False)))
+        await self._pass_time(self._link.latency_ns)
+        await self._transport.flush()
+        return self._record(number, scan, start, frozen)
+
+    async def _decide(self, record: Round) -> Any:
+        dirty = 0
+        if self._policy.counts_dirty:
+            dirty = await self._in_thread(self._count_dirty)
+        return self._policy.decide(
+            RoundView(
+                round=record.round,
+                pages_written=record.pages_sent,
+                pages_skipped=self._skipped,
+                bytes_wire=record.bytes_wire,
+                duration_ns=record.duration_ns,
+                pages_dirty=dirty,
+                page_size=self._execution.task.machine.page_size,
+            )
+        )
+
+    async def _final_round(self, number: int) -> Round:
+        self._say("freeze", "freezing the task for the final round")
+        down = self.outcome.downtime
+        start = self._clock.now_ns
+        self._traffic = _Traffic()
+        await self._freeze()
+        self._ownership.to(Ownership.FROZEN)
+        down.freeze_ns = self._clock.now_ns - start
+        scan = await self._in_thread(self._scan, number == 0)
+        down.scan_ns = self._clock.now_ns - start - down.freeze_ns
+        self._say("final", f"final round: {scan.to_send} pages, frozen")
+        before = self._clock.now_ns
+        self._last_frame_ns = 0
+        await self._send_frame(
+            batch.encode_begin(self._next(), number, self._begin(scan, final=True))
+        )
+        await self._copy(scan, number)
+        await self._send_frame(batch.encode_end(self._next(), number, self._end(final=True)))
+        await self._transport.flush()
+        self._spend_final(down, self._clock.now_ns - before)
+        return self._record(number, scan, start, self._clock.now_ns - start, "final round, frozen")
+
+    def _spend_final(self, down: Downtime, elapsed_ns: int) -> None:
+        """Dump and transfer of the final round, one after the other: the task is frozen."""
+        if self._clock.name == "wall":
+            down.dump_ns = min(self._traffic.gather_ns, elapsed_ns)
+            down.transfer_ns = elapsed_ns - down.dump_ns
+            return
+        down.dump_ns = self._spec.costs.copy_ns(self._traffic.payload_bytes)
+        down.transfer_ns = self._link.transmit_ns(self._traffic.bytes_wire) + self._link.latency_ns
+        self._clock.spend(down.dump_ns + down.transfer_ns)
+
+    # -- stopping, scanning, going on
+
+    async def _freeze(self) -> None:
+        self._check_abort()
+        await self._execution.freeze()
+        self._clock.spend(self._spec.costs.freeze_ns(len(self._execution.task.processes)))
+
+    def _thaw(self) -> None:
+        self._execution.thaw()
+        self._clock.spend(self._spec.costs.thaw)
+
+    def _scan(self, first: bool) -> RoundScan:
+        """Pagemaps, then clear_refs, under one lock: the task stands still in between."""
+        task, costs = self._execution.task, self._spec.costs
+        with self._execution.lock:
+            scan = self._tracker.scan(task, first=first)
+            for mm in task.processes.values():
+                mm.clear_refs(4)
+        self._clock.spend(costs.scan_ns(scan.scanned) + costs.clear_ns(scan.present))
+        self._skipped = scan.skipped
+        self._scan_pages = scan.scanned
+        self._vmas = scan.vmas
+        return scan
+
+    def _count_dirty(self) -> int:
+        with self._execution.lock:
+            dirty = self._tracker.count_dirty(self._execution.task)
+        self._clock.spend(self._spec.costs.scan_ns(self._scan_pages))
+        return dirty
+
+    # -- frames
+
+    def _next(self) -> int:
+        self._sequence += 1
+        return self._sequence
+
+    def _begin(self, scan: RoundScan, *, final: bool) -> common_pb2.RoundBegin:
+        begin = common_pb2.RoundBegin(final=final)
+        machine = self._execution.task.machine
+        shared_ids: set[int] = set()
+        for process in scan.processes:
+            begin.processes.append(_process_message(process, machine.page_size))
+            shared_ids |= {vma.shared_id for vma in process.space.vmas if vma.shared_id}
+        for shared_id in sorted(shared_ids):
+            begin.shared.add(id=shared_id, pages=machine.shared(shared_id).npages)
+        if final:
+            begin.core = self._core()
+        return begin
+
+    def _core(self) -> str:
+        """What the destination needs beside memory, as a core image is beside the pages."""
+        return json.dumps(
+            {
+                "workload": self._execution.workload.state(),
+                "workload_ns": self._execution.workload_ns,
+                "next_pid": self._execution.task.next_pid,
+            }
+        )
+
+    def _end(self, *, final: bool) -> common_pb2.RoundEnd:
+        return common_pb2.RoundEnd(
+            pages=self._traffic.pages_sent + self._traffic.pages_zero, final=final
+        )
+
+    async def _send_frame(self, frame: bytes) -> None:
+        self._traffic.bytes_wire += len(frame)
+        if self._execution.running:
+            await self._pass_time(self._link.transmit_ns(len(frame)))
+        await self._send(frame, self._sequence)
+
+    async def _send(self, frame: bytes, sequence: int) -> None:
+        await self._bucket.send(len(frame))
+        await self._transport.send(sequence, frame)
+
+    async def _copy(self, scan: RoundScan, number: int) -> None:
+        """Gathers and sends; while some batches are on their way the next ones are gathered."""
+        self._last_frame_ns = 0
+        batches = self._batches(scan)
+        pending = self._gather_next(batches, number)
+        while pending is not None:
+            frames = await pending
+            self._check_abort()
+            pending = self._gather_next(batches, number)
+            try:
+                for frame, sequence in frames:
+                    await self._send(frame, sequence)
+            except BaseException:
+                if pending is not None:
+                    await pending  # it holds the lock and the model: let it end first
+                raise
+        await self._pass_time(self._last_frame_ns)
+        self._last_frame_ns = 0
+
+    def _gather_next(self, batches: Iterator[_Batch], number: int) -> _Gathering | None:
+        """Starts to gather the next few batches in the migration's thread; None after the last."""
+        some = list(islice(batches, GATHER_BATCHES))
+        if not some:
+            return None
+        loop = asyncio.get_running_loop()
+        return loop.run_in_executor(self._pool, self._gather_some, some, number)
+
+    def _gather_some(self, some: list[_Batch], number: int) -> list[tuple[bytes, int]]:
+        """Frames and sequence numbers of those batches of which anything is left."""
+        return [made for part in some if (made := self._gather(part, number)) is not None]
+
+    def _batches(self, scan: RoundScan) -> Iterator[_Batch]:
+        most = max(1, batch.BATCH_BYTES // self._execution.task.machine.page_size)
+        for process in scan.processes:
+            for pages in process.send_by_vma:
+                for at in range(0, pages.size, most):
+                    yield _Batch(process.space.pid, pages[at : at + most])
+
+    def _gather(self, part: _Batch, number: int) -> tuple[bytes, int] | None:
+        """One batch as it is in memory now, (frame, sequence); None if all of it is gone."""
+        # The frame before is on its way meanwhile, and the task runs on.
+        self._clock.spend(self._last_frame_ns)
+        self._last_frame_ns = 0
+        began = time.monotonic_ns()
+        task = self._execution.task
+        page_size = task.machine.page_size
+        content = task.machine.content
+        with self._execution.lock:
+            mm = task.processes.get(part.pid)
+            if mm is None:
+                return None
+            first = int(part.addresses[0])
+            span = (int(part.addresses[-1]) - first) // page_size + 1
+            index = ((part.addresses - np.uint64(first)) // np.uint64(page_size)).astype(np.int64)
+            rows = mm.frames(first, span)[index]
+            versions = mm.versions(first, span)[index]
+            # A page that is gone by now is not live at the next scan, which says so.
+            there = rows > 0
+            addresses, rows, versions = part.addresses[there], rows[there], versions[there]
+            if addresses.size == 0:
+                return None
+            zero = zero_pages(content, rows)
+            full = addresses[~zero]
+            run_start, run_pages = to_runs(full, page_size)
+            zero_start, zero_count = to_runs(addresses[zero], page_size)
+            sequence = self._next()
+            frame = batch.encode_pages(
+                sequence=sequence,
+                round_number=number,
+                pid=part.pid,
+                run_start=run_start,
+                run_pages=run_pages,
+                zero_start=zero_start,
+                zero_pages=zero_count,
+                content=content,
+                rows=rows[~zero],
+            )
+            self._tracker.note(part.pid, addresses, versions, number)
+        payload = int(full.size) * page_size
+        self._traffic.bytes_wire += len(frame)
+        self._traffic.payload_bytes += payload
+        self._traffic.pages_sent += int(full.size)
+        self._traffic.pages_zero += int(addresses.size - full.size)
+        self._traffic.gather_ns += time.monotonic_ns() - began
+        if self._execution.running:
+            self._last_frame_ns = max(
+                self._link.transmit_ns(len(frame)), self._spec.costs.copy_ns(payload)
+            )
+        return frame, sequence
+
+    def _record(
+        self, number: int, scan: RoundScan, start_ns: int, frozen_ns: int, reason: str = ""
+    ) -> Round:
+        record = Round(
+            round=number,
+            pages_sent=self._traffic.pages_sent + self._traffic.pages_zero,
+            pages_soft_dirty=scan.soft_dirty,
+            pages_written=scan.written,
+            pages_zero=self._traffic.pages_zero,
+            bytes_wire=self._traffic.bytes_wire,
+            payload_bytes=self._traffic.payload_bytes,
+            duration_ns=self._clock.now_ns - start_ns,
+            frozen_ns=frozen_ns,
+            reason=reason,
+            pages_lost=scan.lost,
+            pages_spurious=scan.spurious,
+            pages_scanned=scan.scanned,
+        )
+        self.outcome.rounds.append(record)
+        return record
+
+    # -- proof, hand-over, going on
+
+    async def _verify(self) -> TaskDigests:
+        self._say("verify", "both hosts digest their memory")
+        before = self._clock.now_ns
+        collected: list[TaskDigests] = []
+        reply = await self._transport.verify(self._own_digests(collected))
+        digests = collected[0]
+        self.outcome.memory_digest = digests.memory_digest
+        mismatches = list(reply.mismatches)
+        if self._spec.verify.mode == "bytes":
+            mismatches = await self._compare_bytes()
+        self.outcome.mismatches = self._with_rounds(mismatches)
+        self.outcome.mismatched_pages = sum(m.pages for m in mismatches)
+        self.outcome.verified = reply.equal and not mismatches
+        self.outcome.verify_ns = self._clock.now_ns - before
+        if not self.outcome.verified:
+            count = self.outcome.mismatched_pages
+            why = (
+                f"{count} pages differ at the destination"
+                if count
+                else "the address space differs at the destination"
+            )
+            await self._keep_task("", why)
+        return digests
+
+    async def _own_digests(
+        self, collected: list[TaskDigests]
+    ) -> AsyncIterator[destination_node_pb2.VerifyChunk]:
+        # The first message only starts the destination's digest, which runs beside the one here.
+        yield destination_node_pb2.VerifyChunk(migration_id=self._id)
+        digests = await self._in_thread(self._digest)
+        collected.append(digests)
+        for chunk in chunks(self._id, digests, self._execution.task.machine.page_size):
+            yield chunk
+
+    def _digest(self) -> TaskDigests:
+        with self._execution.lock:
+            return digest_task(self._execution.task)
+
+    async def _compare_bytes(self) -> list[common_pb2.Mismatch]:
+        """The destination's memory, streamed back, against the memory here, byte by byte."""
+        self._say("verify", "the destination's memory comes back for comparison")
+        page_size = self._execution.task.machine.page_size
+        seen: dict[int, list[U64]] = {}
+        wrong: dict[int, list[U64]] = {}
+        async for chunk in self._transport.read_back():
+            starts = np.array(chunk.run_start, dtype=np.uint64)
+            counts = np.array(chunk.run_pages, dtype=np.uint64)
+            addresses = from_runs(starts, counts, page_size)
+            bad = await self._in_thread(self._differing, chunk.pid, addresses, chunk.pages)
+            seen.setdefault(chunk.pid, []).append(addresses)
+            wrong.setdefault(chunk.pid, []).append(bad)
+        mismatches: list[common_pb2.Mismatch] = []
+        for pid in sorted(self._execution.task.processes.keys() | seen.keys()):
+            bad = np.concatenate(
+                [*wrong.get(pid, []), await self._in_thread(self._not_seen, pid, seen.get(pid, []))]
+            )
+            mismatches += ranges(pid, np.unique(bad), page_size)
+        return mismatches
+
+    def _differing(self, pid: int, addresses: U64, data: bytes) -> U64:
+        """Pages whose bytes here are not `data`; pages that are not here read as zeros."""
+        task = self._execution.task
+        mm = task.processes.get(pid)
+        if mm is None:
+            return addresses
+        page_size = task.machine.page_size
+        with self._execution.lock:
+            first = int(addresses[0])
+            span = (int(addresses[-1]) - first) // page_size + 1
+            index = ((addresses - np.uint64(first)) // np.uint64(page_size)).astype(np.int64)
+            rows = mm.frames(first, span)[index]
+            return addresses[~pages_equal(task.machine.content, rows, data)]
+
+    def _not_seen(self, pid: int, seen: list[U64]) -> U64:
+        """Pages with content here that the destination did not send back."""
+        mm = self._execution.task.processes.get(pid)
+        if mm is None:
+            return np.zeros(0, dtype=np.uint64)
+        with self._execution.lock:
+            here = nonzero_pages(pid, mm).addresses
+        if not seen:
+            return here
+        return np.setdiff1d(here, np.concatenate(seen))
+
+    def _with_rounds(self, mismatches: list[common_pb2.Mismatch]) -> list[common_pb2.Mismatch]:
+        """The ranges cut where the round that last sent the pages changes."""
+        page_size = self._execution.task.machine.page_size
+        result: list[common_pb2.Mismatch] = []
+        for pid in sorted({m.pid for m in mismatches}):
+            addresses = addresses_of(mismatches, pid, page_size)
+            rounds = self._tracker.last_rounds(pid, addresses)
+            for number in np.unique(rounds).tolist():
+                for part in ranges(pid, addresses[rounds == number], page_size):
+                    part.last_round = number
+                    result.append(part)
+        return sorted(result, key=lambda m: (m.pid, m.start))
+
+    async def _commit(self, digests: TaskDigests, final: Round) -> None:
+        self._say("commit", "the memory is equal: handing the task over")
+        self._check_abort()
+        down, costs = self.outcome.downtime, self._spec.costs
+        self._ownership.to(Ownership.IN_DOUBT)
+        before = self._clock.now_ns
+        status = await self._transport.commit(digests.memory_digest)
+        if self._clock.name == "wall":
+            down.restore_ns = status.restore_ns
+            down.resume_ns = max(0, self._clock.now_ns - before - status.restore_ns)
+        else:
+            down.restore_ns = costs.restore_ns(self._vmas, final.payload_bytes)
+            down.resume_ns = costs.resume
+            self._clock.spend(down.restore_ns + down.resume_ns)
+        self._released(self._clock.now_ns)
+
+    def _released(self, at_ns: int) -> None:
+        self._ownership.to(Ownership.RELEASED)
+        verify = self.outcome.verify_ns if self._clock.name == "wall" else 0
+        self.outcome.total_ns = at_ns - self._started_ns - verify
+        self._say("resume", "the task runs at the destination")
+
+    async def _continue(self) -> None:
+        """The workload goes on over there; the caller compares with a run that never moved."""
+        until = self._execution.workload_ns + self._spec.run_after_ns
+        self._say("continue", "the workload goes on at the destination")
+        try:
+            reply = await self._transport.continue_to(until)
+        except MigrationError as error:
+            self.outcome.error = (
+                f"the task was handed over and is the destination's; afterwards: {error}"
+            )
+            return
+        self.outcome.continued = True
+        self.outcome.operations = reply.operations
+        self._say("compare", "the same workload runs here without a migration, for comparison")
+        expected = await self._reference(reply.operations)
+        self.outcome.continued_equal = reply.memory_digest == expected
+
+    # -- when it does not go well
+
+    def _check_abort(self) -> None:
+        if self._abort_reason is not None:
+            raise Aborted(f"aborted: {self._abort_reason}")
+
+    async def _keep_task(self, error: str, reason: str = "") -> None:
+        """The destination forgets the task, and it goes on here."""
+        await self._transport.abort(reason or error)
+        self._take_back()
+        if error:
+            self.outcome.error = f"{error}; the source kept the task and resumed it"
+
+    def _take_back(self) -> None:
+        if self._ownership.state in (Ownership.FROZEN, Ownership.IN_DOUBT):
+            self._ownership.to(Ownership.RUNNING)
+        if self._ownership.state is Ownership.RUNNING:
+            self._execution.thaw()
+
+    async def _settle_doubt(self, error: CommitInDoubt) -> None:
+        """Commit was sent without an answer: only the destination can say what became of it."""
+        self._say("commit", "no answer to the hand-over: asking the destination what became of it")
+        self._doubt = str(error)
+        try:
+            await self.settle()
+        except DestinationLost as lost:
+            self.outcome.error = (
+                f"{error}, and asked later: {lost}. The task is in doubt: it stands still at the "
+                "source with all its memory. Start the destination again with the state directory "
+                "it had, then settle the migration"
+            )
+
+    async def settle(self) -> None:
+        """Asks the destination what became of the hand-over, and ends the doubt.
+
+        Raises `DestinationLost` if there is no answer that counts; the doubt stays.
+        """
+        self._ownership.require(Ownership.IN_DOUBT)
+        if await self._transport.settle() != common_pb2.OWNERSHIP_STATE_COMMITTED:
+            self.decide(keep=True)
+            return
+        self._say("commit", "the destination had taken the task over")
+        self.outcome.error = ""
+        self._released(self._clock.now_ns)
+        await self._continue()
+        self.outcome.ownership = self._ownership.state
+
+    def decide(self, *, keep: bool) -> None:
+        """Ends the doubt: the task goes on here, or it is the destination's."""
+        self._ownership.require(Ownership.IN_DOUBT)
+        if keep:
+            self._take_back()
+            self.outcome.error = f"{self._doubt}; it never took the task, and the source resumed it"
+        else:
+            self._released(self._clock.now_ns)
+            self.outcome.error = f"{self._doubt}; the task is the destination's"
+        self.outcome.ownership = self._ownership.state
+
+    # -- small things
+
+    async def _pass_time(self, duration_ns: int) -> None:
+        """Spends virtual time, in which the task runs; real time passes by itself."""
+        if self._clock.name == "virtual":
+            await self._in_thread(self._clock.spend, duration_ns)
+
+    async def _in_thread(self, call: Any, *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, call, *arguments)
+
+    def _say(self, phase: str, message: str) -> None:
+        self._observer.phase(phase, self._clock.now_ns, message)
+
+    def _verdict(self) -> str:
+        if self.outcome.error:
+            return self.outcome.error
+        if not self.outcome.verified:
+            return (
+                f"not verified: {self.outcome.mismatched_pages} pages differ; "
+                "the source kept the task and resumed it"
+            )
+        return "verified; the destination owns the task"
+
+
+def _process_message(process: ProcessScan, page_size: int) -> common_pb2.Process:
+    message = to_proto(process.space)
+    starts, pages = to_runs(process.live, page_size)
+    message.live_start.extend(starts.tolist())
+    message.live_pages.extend(pages.tolist())
+    return message

@@ -1,0 +1,148 @@
+"""What a migration reports while it goes on and at its end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from livemigration.ownership import Ownership
+from livemigration.v1 import common_pb2, source_node_pb2
+
+NS = 1_000_000_000
+
+
+@dataclass(slots=True)
+class Downtime:
+    """From the freeze to the task runnable at the destination, by part, in nanoseconds.
+
+    Verification is not among the parts: it is reported apart.
+    """
+
+    freeze_ns: int = 0
+    scan_ns: int = 0
+    dump_ns: int = 0
+    transfer_ns: int = 0
+    restore_ns: int = 0
+    resume_ns: int = 0
+
+    @property
+    def total_ns(self) -> int:
+        """All parts."""
+        return (
+            self.freeze_ns
+            + self.scan_ns
+            + self.dump_ns
+            + self.transfer_ns
+            + self.restore_ns
+            + self.resume_ns
+        )
+
+    def to_proto(self) -> common_pb2.DowntimeRecord:
+        """As a message."""
+        return common_pb2.DowntimeRecord(
+            freeze_ns=self.freeze_ns,
+            scan_ns=self.scan_ns,
+            dump_ns=self.dump_ns,
+            transfer_ns=self.transfer_ns,
+            restore_ns=self.restore_ns,
+            resume_ns=self.resume_ns,
+            total_ns=self.total_ns,
+        )
+
+
+@dataclass(slots=True)
+class Round:
+    """One round's figures; `reason` says why the next step was taken."""
+
+    round: int
+    pages_sent: int = 0
+    pages_soft_dirty: int = 0
+    pages_written: int = 0
+    pages_zero: int = 0
+    bytes_wire: int = 0
+    payload_bytes: int = 0
+    duration_ns: int = 0
+    frozen_ns: int = 0
+    reason: str = ""
+    pages_lost: int = 0
+    pages_spurious: int = 0
+    pages_scanned: int = 0
+
+    def to_proto(self) -> common_pb2.RoundRecord:
+        """As a message."""
+        return common_pb2.RoundRecord(
+            round=self.round,
+            pages_sent=self.pages_sent,
+            pages_soft_dirty=self.pages_soft_dirty,
+            pages_written=self.pages_written,
+            pages_zero=self.pages_zero,
+            bytes_wire=self.bytes_wire,
+            duration_ns=self.duration_ns,
+            reason=self.reason,
+            pages_lost=self.pages_lost,
+            pages_spurious=self.pages_spurious,
+            pages_scanned=self.pages_scanned,
+            frozen_ns=self.frozen_ns,
+        )
+
+    def to_json(self) -> dict[str, object]:
+        """The fields of ``rounds[]`` in a result, times in seconds."""
+        return {
+            "round": self.round,
+            "pages_sent": self.pages_sent,
+            "pages_soft_dirty": self.pages_soft_dirty,
+            "pages_written": self.pages_written,
+            "pages_zero": self.pages_zero,
+            "bytes_wire": self.bytes_wire,
+            "duration_s": self.duration_ns / NS,
+            "reason": self.reason,
+        }
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How a migration ended."""
+
+    migration_id: str
+    verified: bool = False
+    continued: bool = False
+    continued_equal: bool = False
+    rounds: list[Round] = field(default_factory=list)
+    downtime: Downtime = field(default_factory=Downtime)
+    total_ns: int = 0
+    mismatches: list[common_pb2.Mismatch] = field(default_factory=list)
+    mismatched_pages: int = 0
+    ownership: Ownership = Ownership.RUNNING
+    error: str = ""
+    wall_ns: int = 0
+    verify_ns: int = 0
+    transfer_wall_ns: int = 0
+    memory_bytes: int = 0
+    operations: int = 0
+    memory_digest: str = ""
+
+    def to_proto(self) -> source_node_pb2.MigrationResult:
+        """As a message."""
+        return source_node_pb2.MigrationResult(
+            migration_id=self.migration_id,
+            verified=self.verified,
+            continued=self.continued,
+            continued_equal=self.continued_equal,
+            rounds=[r.to_proto() for r in self.rounds],
+            downtime=self.downtime.to_proto(),
+            total_ns=self.total_ns,
+            bytes_wire=sum(r.bytes_wire for r in self.rounds),
+            payload_bytes=sum(r.payload_bytes for r in self.rounds),
+            # What was lost in an earlier round may have been sent since: only the last scan counts.
+            pages_lost=self.rounds[-1].pages_lost if self.rounds else 0,
+            pages_spurious=sum(r.pages_spurious for r in self.rounds),
+            mismatches=self.mismatches,
+            mismatched_pages=self.mismatched_pages,
+            ownership=self.ownership.value,
+            error=self.error,
+            wall_ns=self.wall_ns,
+            verify_ns=self.verify_ns,
+            transfer_wall_ns=self.transfer_wall_ns,
+            memory_bytes=self.memory_bytes,
+            operations=self.operations,
+            memory_digest=self.memory_digest,
+        )

@@ -1,0 +1,45 @@
+"""The source as a process: server and telemetry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+
+import grpc
+import grpc.aio
+
+from livemigration.service import ListenConfig, default_host_id, serve
+from livemigration.telemetry import open_telemetry
+from livemigration.v1 import source_node_pb2, source_node_pb2_grpc
+from source_node.servicer import SourceNode
+
+SERVICE = source_node_pb2.DESCRIPTOR.services_by_name["SourceNode"].full_name
+
+
+@dataclass(frozen=True, slots=True)
+class SourceConfig:
+    """How a source is started. `credentials` are for its connection to the destination."""
+
+    listen: ListenConfig = field(default_factory=ListenConfig)
+    mqtt: str = ""
+    host_id: str = ""
+    credentials: grpc.ChannelCredentials | None = None
+
+
+async def serve_source(config: SourceConfig, on_ready: Callable[[str], None]) -> None:
+    """Runs a source until it is told to stop."""
+    host_id = config.host_id or default_host_id("source", config.listen)
+    async with open_telemetry(config.mqtt, role="source", host_id=host_id) as telemetry:
+        node = SourceNode(
+            host_id=host_id,
+            version=version("predump"),
+            telemetry=telemetry,
+            credentials=config.credentials,
+        )
+
+        def add(server: grpc.aio.Server) -> tuple[str, ...]:
+            source_node_pb2_grpc.add_SourceNodeServicer_to_server(node, server)
+            return (SERVICE,)
+
+        await serve(config.listen, add, on_ready=on_ready, close=node.close)

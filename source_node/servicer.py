@@ -1,0 +1,316 @@
+"""The gRPC face of the source: every call of `SourceNode`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf import json_format
+
+from livemigration.clock import Clock, VirtualClock, WallClock
+from livemigration.errors import BadRequest, UnknownMigration, WrongState
+from livemigration.ownership import Ownership
+from livemigration.policy import build_policy
+from livemigration.spec import MigrationSpec, TaskSpec
+from livemigration.status import answering
+from livemigration.telemetry import Telemetry
+from livemigration.v1 import common_pb2, source_node_pb2, source_node_pb2_grpc
+from source_node.grpc_transport import GrpcTransport
+from source_node.hosting import HostedTask, TaskRequest
+from source_node.migration import Migration
+from source_node.outcome import NS, Outcome, Round
+
+PAGE_SIZES = (4096, 16384, 65536)
+CLOCKS = ("virtual", "wall")
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@dataclass(slots=True)
+class _Events:
+    """Turns what a migration reports into stream events and telemetry."""
+
+    migration_id: str
+    telemetry: Telemetry
+    hosted: HostedTask
+    queue: asyncio.Queue[source_node_pb2.MigrationEvent] = field(default_factory=asyncio.Queue)
+
+    def phase(self, phase: str, at_ns: int, message: str) -> None:
+        """A step begins or ends."""
+        self.queue.put_nowait(self._event(phase=phase, at_ns=at_ns, message=message))
+        released = self.hosted.ownership.state is Ownership.RELEASED
+        self.telemetry.state(
+            self.migration_id,
+            state=phase,
+            owner="destination" if released else "source",
+            ownership=self.hosted.ownership.state.name.lower(),
+            message=message,
+            at_s=at_ns / NS,
+        )
+        self.telemetry.event(self.migration_id, phase, message=message, at_s=at_ns / NS)
+
+    def round(self, record: Round, at_ns: int) -> None:
+        """A round is over."""
+        self.queue.put_nowait(
+            self._event(
+                phase="round-done", at_ns=at_ns, message=record.reason, round=record.to_proto()
+            )
+        )
+        self.telemetry.round(self.migration_id, record.to_json())
+        self.telemetry.state(
+            self.migration_id,
+            round=record.round,
+            pages_sent=record.pages_sent,
+            pages_soft_dirty=record.pages_soft_dirty,
+            bytes_wire=record.bytes_wire,
+        )
+
+    def end(self, outcome: Outcome) -> None:
+        """The last event, with the result."""
+        self.telemetry.state(
+            self.migration_id,
+            verified=outcome.verified,
+            continued_equal=outcome.continued_equal,
+            downtime_s=outcome.downtime.total_ns / NS,
+            error=outcome.error,
+        )
+        self.queue.put_nowait(
+            self._event(
+                phase="result", at_ns=outcome.total_ns, message="", result=outcome.to_proto()
+            )
+        )
+
+    def _event(self, **fields: Any) -> source_node_pb2.MigrationEvent:
+        return source_node_pb2.MigrationEvent(migration_id=self.migration_id, **fields)
+
+
+@dataclass(slots=True)
+class _Running:
+    """The migration under way, or the last one while it is in doubt."""
+
+    migration: Migration
+    transport: GrpcTransport
+    events: _Events
+    work: asyncio.Task[None] | None = None
+
+
+class SourceNode(source_node_pb2_grpc.SourceNodeServicer):
+    """One source host. It has at most one task, and at most one migration of it at a time."""
+
+    def __init__(
+        self,
+        *,
+        host_id: str,
+        version: str,
+        telemetry: Telemetry,
+        credentials: grpc.ChannelCredentials | None,
+    ) -> None:
+        self._host_id = host_id
+        self._version = version
+        self._telemetry = telemetry
+        self._credentials = credentials
+        self._incarnation = uuid.uuid4().hex
+        self._hosted: HostedTask | None = None
+        self._running: _Running | None = None
+        self._starting = asyncio.Lock()
+
+    async def close(self) -> None:
+        """Ends a migration under way (the task stays here), then the task."""
+        running = self._running
+        if running is not None:
+            running.migration.request_abort("the source is shutting down")
+            if running.work is not None:
+                await asyncio.wait([running.work], timeout=30)
+            await running.transport.close()
+        if self._hosted is not None:
+            await self._hosted.end()
+
+    # -- the task
+
+    async def Describe(
+        self, request: common_pb2.DescribeRequest, context: _Context
+    ) -> common_pb2.HostDescription:
+        """Who this is."""
+        return common_pb2.HostDescription(
+            host_id=self._host_id,
+            incarnation=self._incarnation,
+            version=self._version,
+            page_sizes=PAGE_SIZES,
+            pid=os.getpid(),
+        )
+
+    async def StartTask(
+        self, request: source_node_pb2.StartTaskRequest, context: _Context
+    ) -> source_node_pb2.TaskStatus:
+        """Builds a task and lets it run."""
+        async with answering(context), self._starting:
+            if self._hosted is not None and self._hosted.ownership.state is not Ownership.RELEASED:
+                raise WrongState("this host has a task already; stop it first")
+            if request.clock not in CLOCKS:
+                raise BadRequest(f"clock {request.clock!r} is unknown; use virtual or wall")
+            struct = json_format.MessageToDict(request.spec)
+            spec = TaskSpec.from_struct(struct)
+            await self._drop_task()
+            self._hosted = await HostedTask.start(
+                TaskRequest(spec, struct, request.clock, Path(request.base_dir))
+            )
+            return self._status()
+
+    async def _drop_task(self) -> None:
+        hosted, self._hosted = self._hosted, None
+        if self._running is not None:
+            await self._running.transport.close()
+            self._running = None
+        if hosted is not None:
+            await hosted.end()
+
+    async def GetTask(
+        self, request: source_node_pb2.GetTaskRequest, context: _Context
+    ) -> source_node_pb2.TaskStatus:
+        """How the task is."""
+        async with answering(context):
+            self._need_task()
+            return self._status()
+
+    async def StopTask(
+        self, request: source_node_pb2.StopTaskRequest, context: _Context
+    ) -> source_node_pb2.TaskStatus:
+        """Ends the task."""
+        async with answering(context), self._starting:
+            self._need_task()
+            if self._migrating():
+                raise WrongState("a migration is under way; abort it first")
+            status = self._status()
+            await self._drop_task()
+            return status
+
+    # -- the migration
+
+    async def Migrate(
+        self, request: source_node_pb2.MigrateRequest, context: _Context
+    ) -> AsyncIterator[source_node_pb2.MigrationEvent]:
+        """Migrates; a caller that goes away does not disturb it."""
+        async with answering(context):
+            running = await self._begin(request)
+            while True:
+                event = await running.events.queue.get()
+                yield event
+                if event.HasField("result"):
+                    return
+
+    async def _begin(self, request: source_node_pb2.MigrateRequest) -> _Running:
+        hosted = self._need_task()
+        if self._migrating():
+            raise WrongState(f"migration {hosted.migration_id} is under way; abort it first")
+        hosted.ownership.require(Ownership.RUNNING)
+        spec = MigrationSpec.from_struct(json_format.MessageToDict(request.spec))
+        if spec.clock != hosted.request.clock:
+            raise BadRequest(
+                f"the task runs on the {hosted.request.clock} clock; clock must be the same"
+            )
+        if not request.destination:
+            raise BadRequest("destination is empty; write HOST:PORT")
+        if self._running is not None:
+            await self._running.transport.close()
+        hosted.migration_id = request.migration_id or uuid.uuid4().hex[:12]
+        hosted.execution.write_fault_ns = spec.costs.write_fault
+        clock: Clock = (
+            WallClock() if spec.clock == "wall" else VirtualClock(hosted.execution.advance)
+        )
+        events = _Events(hosted.migration_id, self._telemetry, hosted)
+        transport = GrpcTransport(request.destination, self._credentials)
+        migration = Migration(
+            migration_id=hosted.migration_id,
+            spec=spec,
+            origin=hosted.origin,
+            execution=hosted.execution,
+            ownership=hosted.ownership,
+            transport=transport,
+            policy=build_policy(spec.policy),
+            clock=clock,
+            observer=events,
+            reference=hosted.reference,
+        )
+        self._running = running = _Running(migration, transport, events)
+        running.work = asyncio.create_task(self._run(running), name="migration")
+        return running
+
+    async def _run(self, running: _Running) -> None:
+        try:
+            outcome = await running.migration.run()
+        except Exception as error:  # a fault of ours: say so instead of leaving the caller waiting
+            outcome = running.migration.outcome
+            outcome.error = f"internal error: {type(error).__name__}: {error}"
+            running.events.end(outcome)
+            raise
+        running.events.end(outcome)
+        if outcome.ownership is not Ownership.IN_DOUBT:
+            await running.transport.close()
+
+    async def Abort(
+        self, request: source_node_pb2.AbortMigrationRequest, context: _Context
+    ) -> source_node_pb2.TaskStatus:
+        """Ends the migration under way; returns when the task runs here again."""
+        async with answering(context):
+            running = self._running
+            hosted = self._need_task()
+            if running is None or running.work is None or running.work.done():
+                raise WrongState("no migration is under way")
+            if request.migration_id and request.migration_id != hosted.migration_id:
+                raise UnknownMigration(f"migration {request.migration_id!r} is not under way here")
+            running.migration.request_abort("on request")
+            await asyncio.wait([running.work])
+            return self._status()
+
+    async def Settle(
+        self, request: source_node_pb2.SettleRequest, context: _Context
+    ) -> source_node_pb2.MigrationResult:
+        """Ends the doubt about a migration."""
+        async with answering(context):
+            hosted = self._need_task()
+            running = self._running
+            if running is None or request.migration_id != hosted.migration_id:
+                raise UnknownMigration(f"migration {request.migration_id!r} is not known here")
+            hosted.ownership.require(Ownership.IN_DOUBT)
+            kind = source_node_pb2.SettleRequest
+            if request.decision == kind.DECISION_KEEP:
+                running.migration.decide(keep=True)
+            elif request.decision == kind.DECISION_RELEASE:
+                running.migration.decide(keep=False)
+            else:
+                await running.migration.settle()
+            outcome = running.migration.outcome
+            outcome.ownership = hosted.ownership.state
+            return outcome.to_proto()
+
+    # -- small things
+
+    def _need_task(self) -> HostedTask:
+        if self._hosted is None:
+            raise WrongState("this host has no task; start one first")
+        return self._hosted
+
+    def _migrating(self) -> bool:
+        running = self._running
+        return running is not None and running.work is not None and not running.work.done()
+
+    def _status(self) -> source_node_pb2.TaskStatus:
+        hosted = self._hosted
+        assert hosted is not None
+        return source_node_pb2.TaskStatus(
+            ownership=hosted.ownership.state.value,
+            migration_id=hosted.migration_id,
+            operations=hosted.workload.ops_done,
+            memory_bytes=hosted.request.spec.memory,
+            page_size=hosted.request.spec.page_size,
+            processes=len(hosted.task.processes),
+            workload_ns=hosted.execution.workload_ns,
+            running=hosted.execution.running,
+        )

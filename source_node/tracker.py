@@ -1,0 +1,219 @@
+"""Which pages to send: the kernel's soft-dirty bits, and beside them what was really written.
+
+A scan reads every process' pagemap, as CRIU does (criu/mem.c: a page is dumped if it is present or
+swapped and not the zero page; with a parent, only if it is soft-dirty). What the bits say decides
+what is sent. The model's own content versions only judge it: a page written but not soft-dirty is
+*lost*, a page sent though its content is what was sent last is *spurious*.
+
+Shared anonymous memory is not tracked by soft-dirty: a page-out drops the PTE and the bit with it,
+and other mappings write through PTEs of their own. As CRIU does by default (criu/shmem.c), every
+page of such an object is sent in every round, once per object.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from livemigration.layout import AddressSpace, describe
+from livemigration.task import Task
+from mm_model import MAP_SHARED, PM_PRESENT, PM_SOFT_DIRTY, PM_SWAP, Mm, Vma
+
+U64 = NDArray[np.uint64]
+Bools = NDArray[np.bool_]
+
+NEVER = np.uint64(2**64 - 1)
+"""The version of a page that was never sent; no content ever has it."""
+
+
+def _no_addresses() -> U64:
+    return np.zeros(0, dtype=np.uint64)
+
+
+@dataclass(slots=True)
+class SentPages:
+    """What the destination has of one process: per page the content version and round last sent."""
+
+    addresses: U64 = field(default_factory=_no_addresses)
+    versions: U64 = field(default_factory=_no_addresses)
+    rounds: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
+
+    def find(self, addresses: U64) -> tuple[U64, NDArray[np.int32]]:
+        """(versions, rounds) last sent of pages (ascending addresses); `NEVER`, -1 if never."""
+        if np.array_equal(addresses, self.addresses):
+            return self.versions.copy(), self.rounds.copy()
+        versions = np.full(addresses.size, NEVER)
+        rounds = np.full(addresses.size, -1, dtype=np.int32)
+        if self.addresses.size and addresses.size:
+            at = np.searchsorted(self.addresses, addresses)
+            at[at == self.addresses.size] = 0
+            known = self.addresses[at] == addresses
+            versions[known] = self.versions[at[known]]
+            rounds[known] = self.rounds[at[known]]
+        return versions, rounds
+
+    def note(self, addresses: U64, versions: U64, round_number: int) -> None:
+        """Pages of the current scan were sent with these content versions."""
+        at = np.searchsorted(self.addresses, addresses)
+        self.versions[at] = versions
+        self.rounds[at] = round_number
+
+
+@dataclass(slots=True)
+class ProcessScan:
+    """One process at one scan."""
+
+    space: AddressSpace
+    live: U64  # every page with content, ascending
+    send: U64  # those to send now, ascending
+    send_by_vma: list[U64]  # the same, cut at VMAs
+
+
+@dataclass(slots=True)
+class RoundScan:
+    """The task at one scan, with the counts of a round's record."""
+
+    processes: list[ProcessScan] = field(default_factory=list)
+    scanned: int = 0  # pagemap entries read
+    present: int = 0  # pages that clear_refs write-protects
+    soft_dirty: int = 0  # live pages that the kernel marked
+    written: int = 0  # live pages whose content is not what was last sent
+    lost: int = 0  # written, but not sent
+    spurious: int = 0  # sent, but not written
+    to_send: int = 0
+    skipped: int = 0  # live, left to what was sent before
+    vmas: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _VmaScan:
+    live: U64
+    versions: U64
+    soft_dirty: Bools
+    judged: Bools  # False: a shared page that another process of this scan sends
+    shared: bool
+    scanned: int
+    present: int
+
+
+class Tracker:
+    """Scans a task round by round and remembers what was sent."""
+
+    def __init__(self) -> None:
+        self._sent: dict[int, SentPages] = {}
+
+    def scan(self, task: Task, *, first: bool) -> RoundScan:
+        """Reads all pagemaps of a task at rest; `first` (round 0) sends every live page."""
+        result = RoundScan()
+        claimed: dict[int, Bools] = {}
+        for pid in sorted(task.processes):
+            mm = task.processes[pid]
+            space = describe(pid, task.parents[pid], mm)
+            self._scan_process(pid, mm, space, claimed, result, first=first)
+        for pid in list(self._sent):
+            if pid not in task.processes:
+                del self._sent[pid]
+        return result
+
+    def count_dirty(self, task: Task) -> int:
+        """Live pages that a scan would send now; changes nothing (QEMU's exact sync)."""
+        claimed: dict[int, Bools] = {}
+        total = 0
+        for mm in task.processes.values():
+            for vma in mm.vmas():
+                scan = _scan_vma(mm, vma, claimed)
+                total += int(np.count_nonzero((scan.soft_dirty | scan.shared) & scan.judged))
+        return total
+
+    def note(self, pid: int, addresses: U64, versions: U64, round_number: int) -> None:
+        """These pages went out with these content versions."""
+        self._sent[pid].note(addresses, versions, round_number)
+
+    def last_rounds(self, pid: int, addresses: U64) -> NDArray[np.int32]:
+        """The round that last sent each page (ascending addresses); -1: never."""
+        sent = self._sent.get(pid)
+        if sent is None:
+            return np.full(addresses.size, -1, dtype=np.int32)
+        return sent.find(addresses)[1]
+
+    def _scan_process(
+        self,
+        pid: int,
+        mm: Mm,
+        space: AddressSpace,
+        claimed: dict[int, Bools],
+        result: RoundScan,
+        *,
+        first: bool,
+    ) -> None:
+        scans = [_scan_vma(mm, vma, claimed) for vma in space.vmas]
+        live = _joined([s.live for s in scans])
+        # A process forked since the last round has no parent image: CRIU sends all of it.
+        first = first or pid not in self._sent
+        sent_versions, sent_rounds = self._sent.get(pid, SentPages()).find(live)
+        send_by_vma = []
+        at = 0
+        for scan in scans:
+            before = sent_versions[at : at + scan.live.size]
+            at += scan.live.size
+            send = scan.judged & (scan.soft_dirty | (first or scan.shared))
+            written = scan.judged & (scan.versions != before)
+            send_by_vma.append(scan.live[send])
+            result.scanned += scan.scanned
+            result.present += scan.present
+            result.soft_dirty += int(np.count_nonzero(scan.soft_dirty))
+            result.written += int(np.count_nonzero(written))
+            result.lost += int(np.count_nonzero(written & ~send))
+            result.spurious += int(np.count_nonzero(send & ~written))
+            result.to_send += send_by_vma[-1].size
+            result.skipped += int(np.count_nonzero(scan.judged & ~send))
+        result.vmas += len(scans)
+        self._sent[pid] = SentPages(live, sent_versions, sent_rounds)
+        result.processes.append(
+            ProcessScan(space, live, _joined(send_by_vma), [s for s in send_by_vma if s.size])
+        )
+
+
+def _joined(parts: list[U64]) -> U64:
+    return np.concatenate(parts) if parts else _no_addresses()
+
+
+def _scan_vma(mm: Mm, vma: Vma, claimed: dict[int, Bools]) -> _VmaScan:
+    page_size = mm.machine.page_size
+    pages = (vma.end - vma.start) // page_size
+    entries = mm.pagemap(vma.start, pages)
+    rows = mm.frames(vma.start, pages)
+    shared = bool(vma.flags & MAP_SHARED)
+    live = rows > 0
+    if not shared:
+        live &= (entries & (PM_PRESENT | PM_SWAP)) != 0
+    index = np.flatnonzero(live)
+    judged = np.ones(index.size, dtype=np.bool_)
+    if shared:
+        judged = _claim(claimed, vma, pages, index)
+    return _VmaScan(
+        live=np.uint64(vma.start) + index.astype(np.uint64) * np.uint64(page_size),
+        versions=mm.versions(vma.start, pages)[index],
+        soft_dirty=(entries[index] & PM_SOFT_DIRTY) != 0,
+        judged=judged,
+        shared=shared,
+        scanned=pages,
+        present=int(np.count_nonzero(entries & PM_PRESENT)),
+    )
+
+
+def _claim(claimed: dict[int, Bools], vma: Vma, pages: int, index: NDArray[np.intp]) -> Bools:
+    """Which pages of a shared object this mapping is the first of the scan to send."""
+    end = vma.pgoff + pages
+    have = claimed.get(vma.shared_id)
+    if have is None or have.size < end:
+        grown = np.zeros(end, dtype=np.bool_)
+        if have is not None:
+            grown[: have.size] = have
+        have = claimed[vma.shared_id] = grown
+    at = vma.pgoff + index
+    fresh = ~have[at]
+    have[at] = True
+    return fresh

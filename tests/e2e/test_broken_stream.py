@@ -1,0 +1,98 @@
+"""The connection between the hosts breaks: the migration goes on, every frame is applied once."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from predump.hosts import LocalHosts
+from predump.overrides import parse_override
+from predump.result import Result
+from predump.runner import Hosts, run_scenario
+from predump.scenario import Scenario, load_scenario
+
+SCENARIO = Path(__file__).resolve().parents[2] / "scenarios/quickstart.toml"
+MIB = 1 << 20
+
+
+def _scenario(*sets: str) -> Scenario:
+    small = ("memory=32MiB", "policy.kind=fixed", "policy.rounds=2", "workload.rate='5000 pages/s'")
+    return load_scenario(SCENARIO, [parse_override(s) for s in (*small, *sets)])
+
+
+@dataclass
+class Cutter:
+    """A TCP relay that cuts its connections each time so many bytes have passed."""
+
+    target: str
+    cut_after: int
+    cuts_left: int
+    cuts: int = 0
+    passed: int = 0
+    _writers: set[asyncio.StreamWriter] = field(default_factory=set)
+
+    async def relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        host, _, port = self.target.rpartition(":")
+        there, out = await asyncio.open_connection(host, int(port))
+        self._writers |= {writer, out}
+        await asyncio.gather(self._copy(reader, out, counted=True), self._copy(there, writer))
+        self._writers -= {writer, out}
+
+    async def _copy(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, counted: bool = False
+    ) -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(65536):
+                if counted:
+                    self.passed += len(data)
+                    if self.cuts_left and self.passed >= self.cut_after:
+                        self._cut()
+                        return
+                writer.write(data)
+                await writer.drain()
+        with suppress(ConnectionError, RuntimeError):
+            writer.close()
+
+    def _cut(self) -> None:
+        self.passed = 0
+        self.cuts += 1
+        self.cuts_left -= 1
+        for writer in self._writers:
+            writer.transport.abort()
+
+
+@asynccontextmanager
+async def relayed(hosts: LocalHosts, cutter: Cutter) -> AsyncIterator[Hosts]:
+    server = await asyncio.start_server(cutter.relay, "127.0.0.1", 0)
+    try:
+        port = server.sockets[0].getsockname()[1]
+        yield Hosts(hosts.source.address, f"127.0.0.1:{port}")
+    finally:
+        server.close()
+
+
+async def _run(scenario: Scenario, cut_after: int, cuts: int) -> tuple[Result, Cutter]:
+    async with LocalHosts(scenario.task.memory) as hosts:
+        cutter = Cutter(hosts.dest.address, cut_after, cuts)
+        async with relayed(hosts, cutter) as between:
+            return await run_scenario(scenario, hosts=between), cutter
+
+
+def test_a_stream_that_breaks_again_and_again_loses_and_doubles_nothing() -> None:
+    scenario = _scenario()
+    result, cutter = asyncio.run(_run(scenario, 5 * MIB + 12345, 5))
+    assert cutter.cuts == 5
+    assert result.exit_code == 0
+    assert result.continued_equal is True
+    whole, _ = asyncio.run(_run(scenario, 0, 0))
+    # What the task saw of it is nothing: the same rounds, the same pages, the same times.
+    assert result.rounds == whole.rounds
+    assert result.downtime_s == whole.downtime_s
+
+
+def test_a_break_on_the_wall_clock_is_made_good_as_well() -> None:
+    result, cutter = asyncio.run(_run(_scenario("clock=wall"), 12 * MIB, 2))
+    assert cutter.cuts == 2
+    assert result.exit_code == 0
+    assert result.continued_equal is True

@@ -1,0 +1,1 @@
+"""Golden tests: the model against recordings of real kernels."""

@@ -1,0 +1,126 @@
+"""Which recordings the model must agree with today, and what was switched on or off for each.
+
+``MODELLED_VERBS`` and ``MODELLED_KINDS`` decide which scenarios are held against the model. They
+grow with the model; `test_catalogue.py` states the number of scenarios of every file, so a
+scenario never drops out unseen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .trace import Op, Scenario, load
+
+MODELLED_KINDS = frozenset({"anon-private", "anon-shared", "tmpfs-private", "tmpfs-shared"})
+
+MODELLED_VERBS = frozenset(
+    {
+        "map",
+        "remap",
+        "munmap",
+        "mremap",
+        "mremap_dontunmap",
+        "mexpand",
+        "mprotect",
+        "mlock",
+        "munlock",
+        "write",
+        "read",
+        "fill",
+        "memwrite",
+        "memread",
+        "sysread",
+        "clear",
+        "clear1",
+        "cclear",
+        "dontneed",
+        "free",
+        "cold",
+        "pageout",
+        "willneed",
+        "populate_read",
+        "populate_write",
+        "dontfork",
+        "wipeonfork",
+        "fork",
+        "cwrite",
+        "cread",
+        "cexit",
+        "swapoff",
+        "swapon",
+    }
+)
+"""Not yet: hugepage, nohugepage, thpsplit, thp, mthp (large folios), ksm, unmerge, compact
+(migration entries), uffd, uwp (userfaultfd), remove (hole punching)."""
+
+PMD_PAGES = 512
+"""4K pages under one PMD: below this, MADV_COLLAPSE has nothing that it could collapse."""
+
+
+def _refused_collapse(op: Op, scenario: Scenario) -> bool:
+    """MADV_COLLAPSE over mappings that are too small for a huge page: refused, changes nothing."""
+    return op.verb == "collapse" and all(o.count < PMD_PAGES for o in scenario.ops)
+
+
+def why_not_modelled(scenario: Scenario) -> str:
+    """The first thing in the scenario that the model does not have yet; "" if it has all."""
+    for op in scenario.ops:
+        if op.verb not in MODELLED_VERBS and not _refused_collapse(op, scenario):
+            return op.verb
+        if op.verb == "map" and op.kind not in MODELLED_KINDS:
+            return op.kind
+    return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """One trace file, how the model is set up to meet it, and how many scenarios must agree."""
+
+    file: str
+    scenarios: int
+    kernel: str = "6.12"
+    dbm: bool = True
+    hunks_off: frozenset[str] = frozenset()
+    differs: int = 0
+    """How many of those scenarios the complete patch would *not* meet: the hunk's effect."""
+    kernel_hunk: str = ""
+    """The hunk that was off in the kernel though none is in the model: it works only on large
+    folios or hugetlb, so the scenarios collected from this file must not feel it."""
+
+    @property
+    def id(self) -> str:
+        return self.file.removesuffix(".jsonl.gz")
+
+
+def hunk_off(
+    name: str, scenarios: int, *, differs: int, dbm: bool = True, modelled: bool = True
+) -> Recording:
+    """A file of ``hunks-off/``: the kernel with the hunk ``name`` reverted."""
+    return Recording(
+        file=f"hunks-off/{name}{'' if dbm else '-no-dbm'}.jsonl.gz",
+        scenarios=scenarios,
+        dbm=dbm,
+        hunks_off=frozenset({name}) if modelled else frozenset(),
+        differs=differs,
+        kernel_hunk="" if modelled else name,
+    )
+
+
+def collected(recording: Recording) -> Iterator[Scenario]:
+    """The recording's scenarios that the model must agree with, in the file's order."""
+    for scenario in load(recording.file).scenarios.values():
+        if not why_not_modelled(complete(scenario)):
+            yield scenario
+
+
+def complete(scenario: Scenario) -> Scenario:
+    """The scenario with all its operations.
+
+    A killed scenario's record ends before the operation that hung; the kernel with the contpte
+    fault mended hung in none, so its recording has them all.
+    """
+    return load(COMPLETE_SCRIPTS).scenarios[scenario.name] if scenario.killed else scenario
+
+
+COMPLETE_SCRIPTS = "arm64-6.12.117-softdirty-rfc-fixed-descriptors.jsonl.gz"

@@ -1,0 +1,142 @@
+"""Frames: the hand-written wire format is protobuf, and damage is found."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from livemigration import batch
+from livemigration.errors import DamagedFrame
+from livemigration.v1 import common_pb2
+
+PAGE = 4096
+NONE = np.zeros(0, dtype=np.uint64)
+
+
+def _content(frames: int, seed: int = 1) -> np.ndarray:
+    content = np.random.default_rng(seed).integers(0, 256, (frames, PAGE), dtype=np.uint8)
+    content[0] = 0
+    return content
+
+
+def _u64(*values: int) -> np.ndarray:
+    return np.array(values, dtype=np.uint64)
+
+
+def _encode(content: np.ndarray, rows: list[int], **columns: object) -> bytes:
+    fields: dict[str, object] = {
+        "sequence": 7,
+        "round_number": 2,
+        "pid": 1,
+        "run_start": _u64(0x1000),
+        "run_pages": _u64(len(rows)),
+        "zero_start": NONE,
+        "zero_pages": NONE,
+    }
+    return batch.encode_pages(
+        content=content, rows=np.array(rows, dtype=np.int64), **(fields | columns)
+    )
+
+
+@given(
+    sequence=st.integers(0, 2**64 - 1),
+    number=st.integers(0, 2**32 - 1),
+    pid=st.integers(0, 2**32 - 1),
+    rows=st.lists(st.integers(0, 5), max_size=6),
+    zeros=st.lists(st.integers(0, 2**52 - 1), max_size=3),
+)
+def test_generated_code_reads_what_is_written_by_hand(
+    sequence: int, number: int, pid: int, rows: list[int], zeros: list[int]
+) -> None:
+    content = _content(6)
+    starts = [0x10_0000 + i * 2 * PAGE for i in range(len(rows))]
+    message = _encode(
+        content,
+        rows,
+        sequence=sequence,
+        round_number=number,
+        pid=pid,
+        run_start=_u64(*starts),
+        run_pages=_u64(*[1] * len(rows)),
+        zero_start=_u64(*[z * PAGE for z in zeros]),
+        zero_pages=_u64(*[1] * len(zeros)),
+    )
+    read = common_pb2.TransferFrame.FromString(message)
+    assert (read.sequence, read.round, read.pid) == (sequence, number, pid)
+    assert list(read.run_start) == starts
+    assert list(read.zero_start) == [z * PAGE for z in zeros]
+    assert read.pages == content[rows].tobytes()
+    # ... and the other way: what protobuf writes of the same message is these very bytes, except
+    # that it leaves out nothing that we write.
+    assert common_pb2.TransferFrame.FromString(read.SerializeToString()) == read
+    by_hand = batch.decode(read.SerializeToString())
+    assert by_hand.sequence == sequence
+    assert by_hand.run_start.tolist() == starts
+    assert by_hand.pages.tobytes() == read.pages
+    batch.check(by_hand, PAGE)
+
+
+def test_columns_that_are_not_packed_are_read_as_well() -> None:
+    message = b"\x31" + (0x2000).to_bytes(8, "little") + b"\x31" + (0x8000).to_bytes(8, "little")
+    assert batch.decode(message).run_start.tolist() == [0x2000, 0x8000]
+
+
+def test_begin_and_end_come_back_as_they_were_sent() -> None:
+    begin = common_pb2.RoundBegin(final=True, core='{"ops": 1}')
+    begin.processes.add(pid=1, live_start=[0x1000], live_pages=[3])
+    frame = batch.decode(batch.encode_begin(5, 3, begin))
+    assert (frame.sequence, frame.round, frame.begin, frame.end) == (5, 3, begin, None)
+    end = common_pb2.RoundEnd(pages=9)
+    assert batch.decode(batch.encode_end(6, 3, end)).end == end
+
+
+def test_one_flipped_bit_anywhere_in_the_pages_is_found() -> None:
+    message = bytearray(_encode(_content(4), [1, 2, 3]))
+    for at in (len(message) - 1, len(message) - PAGE, len(message) - 3 * PAGE):
+        damaged = message.copy()
+        damaged[at] ^= 0x10
+        with pytest.raises(DamagedFrame, match="checksum"):
+            batch.check(batch.decode(bytes(damaged)), PAGE)
+
+
+def test_an_address_that_was_changed_is_found() -> None:
+    good = batch.decode(_encode(_content(4), [1]))
+    good.run_start = good.run_start + np.uint64(PAGE)
+    with pytest.raises(DamagedFrame, match="checksum"):
+        batch.check(good, PAGE)
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ({"run_pages": _u64(2)}, "page bytes for"),
+        ({"run_pages": _u64(1, 0)}, "different lengths"),
+        ({"run_start": _u64(0x1001)}, "not a multiple of 4096"),
+        ({"zero_start": _u64(0x1000)}, "different lengths"),
+    ],
+)
+def test_columns_that_do_not_fit_are_refused(columns: dict[str, object], says: str) -> None:
+    with pytest.raises(DamagedFrame, match=says):
+        batch.check(batch.decode(_encode(_content(3), [1], **columns)), PAGE)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_frame_or_refused_in_one_line(message: bytes) -> None:
+    try:
+        frame = batch.decode(message)
+        batch.check(frame, PAGE)
+    except DamagedFrame as error:
+        assert "\n" not in str(error)
+
+
+@given(st.data())
+def test_a_truncated_frame_never_passes(data: st.DataObject) -> None:
+    message = _encode(_content(3), [1, 2])
+    cut = message[: -data.draw(st.integers(1, len(message) - 1))]
+    try:
+        frame = batch.decode(cut)
+        batch.check(frame, PAGE)
+    except DamagedFrame:
+        return
+    # Cut at the border of two fields it may parse: then nothing is left that could be applied.
+    assert frame.run_start.size == frame.zero_start.size == frame.pages.size == 0

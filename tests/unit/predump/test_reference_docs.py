@@ -1,0 +1,74 @@
+"""The reference pages name every key and every field that there is."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from livemigration.costs import CostSpec
+from livemigration.spec import (
+    CpuSpec,
+    DowntimeLimitPolicySpec,
+    FixedPolicySpec,
+    HunksSpec,
+    KernelSpec,
+    LinkSpec,
+    SourceSpec,
+    TelemetrySpec,
+    ThresholdPolicySpec,
+    VerifySpec,
+)
+from predump.result import Downtime, Mismatch, Result, RoundResult
+from predump.scenario import SCENARIO_KEYS, MigrationSection
+
+ROOT = Path(__file__).parents[3]
+SCENARIOS = (ROOT / "docs" / "scenarios.md").read_text(encoding="utf-8")
+RESULTS = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+
+TABLES: dict[str, type[BaseModel]] = {
+    "cpu": CpuSpec,
+    "kernel": KernelSpec,
+    "hunks": HunksSpec,
+    "source": SourceSpec,
+    "link": LinkSpec,
+    "verify": VerifySpec,
+    "migration": MigrationSection,
+    "telemetry": TelemetrySpec,
+    "costs": CostSpec,
+}
+
+
+@pytest.mark.parametrize("key", SCENARIO_KEYS)
+def test_every_key_at_the_top_of_a_scenario_is_explained(key: str) -> None:
+    assert f"`{key}`" in SCENARIOS or f"`[{key}]`" in SCENARIOS
+
+
+@pytest.mark.parametrize(
+    "key", [f"{table}.{key}" for table, model in TABLES.items() for key in model.model_fields]
+)
+def test_every_key_of_a_table_is_explained(key: str) -> None:
+    assert f"`{key}`" in SCENARIOS
+
+
+@pytest.mark.parametrize("model", [FixedPolicySpec, ThresholdPolicySpec, DowntimeLimitPolicySpec])
+def test_every_policy_is_explained_with_its_defaults(model: type[BaseModel]) -> None:
+    row = next(
+        line
+        for line in SCENARIOS.splitlines()
+        if line.startswith(f'| `"{model.model_fields["kind"].default}"`')
+    )
+    for key, field in model.model_fields.items():
+        if key != "kind":
+            shown = f'"{field.default}"' if isinstance(field.default, str) else field.default
+            assert f"`{key}` = {shown}" in row
+
+
+@pytest.mark.parametrize("model", [Result, RoundResult, Downtime, Mismatch])
+def test_every_field_of_a_result_is_explained(model: type[BaseModel]) -> None:
+    names = [field.alias or name for name, field in model.model_fields.items()]
+    assert [name for name in names if f"`{name}`" not in RESULTS] == []
+
+
+def test_every_ready_scenario_is_in_the_list() -> None:
+    files = {path.name for path in (ROOT / "scenarios").glob("*.toml")}
+    assert {name for name in files if f"| `{name}` |" not in SCENARIOS} == set()
