@@ -1,4 +1,4 @@
-"""The one place where Numba is named: ``@compiled`` turns a scalar function into machine code.
+"""Where the model is compiled: ``@compiled`` turns a scalar function into machine code.
 
 Every function of the model that walks memory bears this decorator. With ``NUMBA_DISABLE_JIT=1``
 it returns the Python function itself, so that the same code runs under a debugger, coverage or a
@@ -64,14 +64,20 @@ def inlined(function: _F) -> _F:
     return _njit(function, forceinline=True)
 
 
-def _njit(function: _F, **options: bool) -> _F:
+def elementwise(function: _F) -> _F:
+    """The same for a helper without branches that also takes arrays: those it makes are counted."""
+    return _njit(function, forceinline=True, _nrt=True)
+
+
+def _njit(function: _F, *, _nrt: bool = False, **options: bool) -> _F:
     # Numba decides where a function's cache is when it is decorated, by this global setting.
     before = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = str(CACHE_DIR)
     try:
-        # Without _nrt: nothing here allocates, so arrays need no reference counting, which would
-        # cost an atomic operation for each array of the state at each call.
-        decorate = numba.njit(cache=True, nogil=True, _nrt=False, no_cfunc_wrapper=True, **options)
+        # Without _nrt: what allocates nothing needs no reference counting, which would cost an
+        # atomic operation for each array of the state at each call.
+        options |= {"_nrt": _nrt, "nogil": True, "no_cfunc_wrapper": True}
+        decorate = numba.njit(cache=True, **options)
         return cast("_F", decorate(function))
     finally:
         numba.config.CACHE_DIR = before

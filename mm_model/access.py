@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from mm_model._compiled import compiled, inlined
 from mm_model.arm64.mmu import walk
 from mm_model.arm64.pgtable import U0, Arch, pte_pfn
+from mm_model.block import copy_bytes, same_bytes
 from mm_model.frames import new_version
 from mm_model.memory import access_page
 from mm_model.state import PGD, Int, Phys, Space
@@ -100,14 +101,9 @@ def write_bytes(
     size: Int,
 ) -> None:
     """Put ``size`` bytes of ``payload`` into a frame; a new stamp if any byte differs."""
-    row = content[frame, offset : offset + size]
-    new = payload[position : position + size]
-    differing = 0
-    for k in range(size):
-        differing += row[k] != new[k]
-    if differing != 0:
-        for k in range(size):
-            row[k] = new[k]
+    at = np.int64(frame) * np.int64(content.shape[1]) + np.int64(offset)
+    if not same_bytes(content, at, payload, np.int64(position), np.int64(size)):
+        copy_bytes(content, at, payload, np.int64(position), np.int64(size))
         new_version(phys, frame)
 
 

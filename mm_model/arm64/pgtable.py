@@ -27,7 +27,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 
-from mm_model._compiled import inlined
+from mm_model._compiled import elementwise
 
 Pte: TypeAlias = Any
 """One entry (``numpy.uint64``), or an array of entries."""
@@ -117,106 +117,106 @@ class Arch(NamedTuple):
     kernel: int  # 601, 609 (seed) or 612
 
 
-@inlined
+@elementwise
 def pte_none(pte: Pte) -> Any:
     """Nothing there at all."""
     return pte == U0
 
 
-@inlined
+@elementwise
 def pte_present(arch: Arch, pte: Pte) -> Any:
     """Valid, or PROT_NONE with its page kept."""
     return (pte & (PTE_VALID | arch.present_invalid)) != U0
 
 
-@inlined
+@elementwise
 def pte_protnone(arch: Arch, pte: Pte) -> Any:
     """Present but not valid: the page of a PROT_NONE mapping."""
     return (pte & (PTE_VALID | arch.present_invalid)) == arch.present_invalid
 
 
-@inlined
+@elementwise
 def pte_write(pte: Pte) -> Any:
     return (pte & PTE_WRITE) != U0
 
 
-@inlined
+@elementwise
 def pte_young(pte: Pte) -> Any:
     return (pte & PTE_AF) != U0
 
 
-@inlined
+@elementwise
 def pte_special(pte: Pte) -> Any:
     return (pte & PTE_SPECIAL) != U0
 
 
-@inlined
+@elementwise
 def pte_hw_dirty(pte: Pte) -> Any:
     """WRITE set and RDONLY clear, as the hardware leaves a page that was stored to."""
     return (pte & (PTE_WRITE | PTE_RDONLY)) == PTE_WRITE
 
 
-@inlined
+@elementwise
 def pte_sw_dirty(pte: Pte) -> Any:
     return (pte & PTE_DIRTY) != U0
 
 
-@inlined
+@elementwise
 def pte_dirty(pte: Pte) -> Any:
     """Dirty by hardware or by software."""
     return ((pte >> _DIRTY_SHIFT) | ((pte >> _WRITE_SHIFT) & ~(pte >> _RDONLY_SHIFT))) & U1 != U0
 
 
-@inlined
+@elementwise
 def pte_soft_dirty(arch: Arch, pte: Pte) -> Any:
     return (pte & arch.sd_test) != U0
 
 
-@inlined
+@elementwise
 def pte_pfn(arch: Arch, pte: Pte) -> Any:
     """Page frame number: the content row, as ``numpy.uint64``."""
     return (pte & arch.pfn_mask) >> arch.page_shift
 
 
-@inlined
+@elementwise
 def pfn_pte(arch: Arch, pfn: Any, prot: Any) -> Any:
     """A page entry for frame ``pfn`` (``numpy.uint64``) with the protection bits ``prot``."""
     return (pfn << arch.page_shift) | prot
 
 
-@inlined
+@elementwise
 def pte_mkold(pte: Pte) -> Pte:
     return pte & ~PTE_AF
 
 
-@inlined
+@elementwise
 def pte_mkyoung(pte: Pte) -> Pte:
     return pte | PTE_AF
 
 
-@inlined
+@elementwise
 def pte_mkspecial(pte: Pte) -> Pte:
     return pte | PTE_SPECIAL
 
 
-@inlined
+@elementwise
 def pte_mkclean(pte: Pte) -> Pte:
     return (pte & ~PTE_DIRTY) | PTE_RDONLY
 
 
-@inlined
+@elementwise
 def pte_mkdirty_hw(pte: Pte) -> Pte:
     """The patch's ``__pte_mkdirty``: dirty for writeback's sake, without touching soft-dirty."""
     return (pte | PTE_DIRTY) & ~((pte & PTE_WRITE) >> _WRITE_TO_RDONLY)
 
 
-@inlined
+@elementwise
 def pte_mkdirty(arch: Arch, pte: Pte) -> Pte:
     """Dirty because of a write: soft-dirty as well."""
     return pte_mkdirty_hw(pte | arch.sd_mkdirty)
 
 
-@inlined
+@elementwise
 def pte_mkwrite(pte: Pte) -> Pte:
     """Writable; a page that is already dirty by software becomes so by hardware.
 
@@ -226,24 +226,24 @@ def pte_mkwrite(pte: Pte) -> Pte:
     return (pte | PTE_WRITE) & ~((pte & PTE_DIRTY) >> _DIRTY_TO_RDONLY)
 
 
-@inlined
+@elementwise
 def pte_wrprotect(pte: Pte) -> Pte:
     """Not writable; the hardware's dirty state moves to the software bit."""
     hw_dirty = (pte >> _WRITE_SHIFT) & ~(pte >> _RDONLY_SHIFT) & U1
     return ((pte | (hw_dirty << _DIRTY_SHIFT)) & ~PTE_WRITE) | PTE_RDONLY
 
 
-@inlined
+@elementwise
 def pte_mksoft_dirty(arch: Arch, pte: Pte) -> Pte:
     return pte | arch.sd_set
 
 
-@inlined
+@elementwise
 def pte_clear_soft_dirty(arch: Arch, pte: Pte) -> Pte:
     return pte & ~arch.sd_clear
 
 
-@inlined
+@elementwise
 def pte_modify(arch: Arch, pte: Pte, newprot: Any) -> Pte:
     """The same page under another protection; dirty, young and soft-dirty state stay.
 
@@ -259,49 +259,49 @@ def pte_modify(arch: Arch, pte: Pte, newprot: Any) -> Pte:
     return pte | (arch.sd_modify * dirty)
 
 
-@inlined
+@elementwise
 def pte_swp_exclusive(arch: Arch, pte: Pte) -> Any:
     return (pte & arch.swp_exclusive) != U0
 
 
-@inlined
+@elementwise
 def pte_swp_mkexclusive(arch: Arch, pte: Pte) -> Pte:
     return pte | arch.swp_exclusive
 
 
-@inlined
+@elementwise
 def pte_swp_clear_exclusive(arch: Arch, pte: Pte) -> Pte:
     return pte & ~arch.swp_exclusive
 
 
-@inlined
+@elementwise
 def pte_swp_soft_dirty(arch: Arch, pte: Pte) -> Any:
     return (pte & arch.swp_sd_test) != U0
 
 
-@inlined
+@elementwise
 def pte_swp_mksoft_dirty(arch: Arch, pte: Pte) -> Pte:
     return pte | arch.swp_sd_set
 
 
-@inlined
+@elementwise
 def pte_swp_clear_soft_dirty(arch: Arch, pte: Pte) -> Pte:
     return pte & ~arch.swp_sd_clear
 
 
-@inlined
+@elementwise
 def swp_entry_to_pte(arch: Arch, offset: Any) -> Any:
     """A swap entry of type 0 at ``offset`` (``numpy.uint64``, > 0: slot 0 is the swap header)."""
     return (offset & arch.swp_offset_mask) << arch.swp_offset_shift
 
 
-@inlined
+@elementwise
 def pte_swp_clear_flags(arch: Arch, pte: Pte) -> Pte:
     """A swap entry without its flags: what swapoff compares (include/linux/swapops.h)."""
     return pte_swp_clear_soft_dirty(arch, pte_swp_clear_exclusive(arch, pte))
 
 
-@inlined
+@elementwise
 def swp_offset(arch: Arch, pte: Pte) -> Any:
     """The swap slot of a swap entry, as ``numpy.uint64``.
 
