@@ -244,19 +244,23 @@ def _print_json(item: Mapping[str, Any]) -> None:
 
 
 def _recorded(recording: Recording, target: Path) -> dict[str, Any]:
+    from livemigration.workload.summary import length_ns
+
     header, footer = recording.header, recording.footer
     return {
         "file": str(target),
         "file_bytes": target.stat().st_size,
         **asdict(header),
         **asdict(footer),
-        "duration_s": footer.instructions / header.instructions_per_second,
+        "duration_s": length_ns(header, footer) / 1e9,
     }
 
 
 def _recorded_line(recording: Recording, target: Path) -> str:
+    from livemigration.workload.summary import length_ns
+
     header, footer = recording.header, recording.footer
-    milliseconds = footer.instructions * 1000 / header.instructions_per_second
+    milliseconds = length_ns(header, footer) / 1e6
     return (
         f"{target}: {footer.stores} stores to {footer.pages} pages in {footer.instructions} "
         f"instructions ({milliseconds:.3f} ms at {header.instructions_per_second} per second), "

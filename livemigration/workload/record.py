@@ -102,7 +102,11 @@ def record(
     if shutil.which(command[0]) is None:
         raise RecordError(f"{command[0]}: no such program; give a command that can be run")
     header = Header(
-        tuple(command), PAGE_SIZE, _version(valgrind), instructions_per_second, slice_instructions
+        tuple(_readable(word) for word in command),
+        PAGE_SIZE,
+        _version(valgrind),
+        instructions_per_second,
+        slice_instructions,
     )
     unfinished = output.with_name(output.name + ".part")
     try:
@@ -125,8 +129,20 @@ def record(
 
 
 def _version(valgrind: str) -> str:
-    said = subprocess.run([valgrind, "--version"], capture_output=True, text=True, check=False)
+    try:
+        said = subprocess.run([valgrind, "--version"], capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise _cannot_be_run(valgrind, error) from error
     return f"{said.stdout.strip() or 'valgrind'} lackey"
+
+
+def _cannot_be_run(valgrind: str, error: OSError) -> RecordError:
+    return RecordError(f"{valgrind}: cannot be run: {error.strerror}; install valgrind anew")
+
+
+def _readable(word: str) -> str:
+    """A word of a command line, which need not be UTF-8, as text."""
+    return os.fsencode(word).decode("utf-8", "backslashreplace")
 
 
 def _last_line(sink: _Sink) -> str:
@@ -157,7 +173,7 @@ def _run(
         process = subprocess.Popen(arguments, pass_fds=(theirs,), stdout=stdout)
     except OSError as error:
         os.close(ours)
-        raise RecordError(f"{valgrind}: cannot be run: {error.strerror}") from error
+        raise _cannot_be_run(valgrind, error) from error
     finally:
         os.close(theirs)
     complete = True

@@ -13,7 +13,7 @@ import numpy as np
 from livemigration.units import format_time_ns
 from livemigration.workload.base import WorkloadError
 from livemigration.workload.kernels import I64, U64
-from livemigration.workload.trace import Records, TraceFile
+from livemigration.workload.trace import Footer, Header, Records, TraceFile
 
 _SECOND_NS = 10**9
 _AFTER_ALL = 2**63  # later than any record
@@ -55,7 +55,12 @@ class TraceSummary:
 
 def duration_ns(trace: TraceFile) -> int:
     """How long one run of the program takes, at the trace's instructions per second."""
-    return -(-trace.period * _SECOND_NS // trace.header.instructions_per_second)
+    return length_ns(trace.header, trace.footer)
+
+
+def length_ns(header: Header, footer: Footer) -> int:
+    """The same of a trace's header and footer: until the next run could begin, rounded up."""
+    return -(-(footer.instructions + 1) * _SECOND_NS // header.instructions_per_second)
 
 
 def round_part(duration: int) -> int:
