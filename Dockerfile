@@ -1,12 +1,14 @@
 # One image for all of Predump: either node, and the command line that drives them.
 # Builds with the classic builder and with BuildKit alike.
 
-FROM python:3.11-slim AS build
+FROM python:3.11-slim AS packages
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 RUN python -m venv /opt/predump
+COPY requirements.lock /src/
+RUN /opt/predump/bin/python -m pip install -q --require-hashes -r /src/requirements.lock
+
+FROM packages AS build
 WORKDIR /src
-COPY requirements.lock ./
-RUN /opt/predump/bin/python -m pip install -q --require-hashes -r requirements.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY mm_model mm_model
 COPY livemigration livemigration
@@ -15,21 +17,23 @@ COPY dest_node dest_node
 COPY predump predump
 # Numba's cache knows a source by its time. Layers keep whole seconds only, so the sources get a time
 # that survives; their bytecode is then not checked against it.
-RUN /opt/predump/bin/python -m pip install -q --no-deps --no-build-isolation --no-compile . \
- && /opt/predump/bin/python -m pip uninstall -q -y setuptools pip \
- && cd /opt/predump/lib/python3.11/site-packages \
- && find mm_model livemigration source_node dest_node predump -name '*.py' \
-      -exec touch -d '2026-01-01 00:00:00 UTC' {} + \
- && /opt/predump/bin/python -m compileall -q --invalidation-mode unchecked-hash \
-      mm_model livemigration source_node dest_node predump
+RUN /opt/predump/bin/python -m pip install -q --no-deps --no-build-isolation --no-compile --root /out . \
+ && cd /out/opt/predump/lib/python3.11/site-packages \
+ && find . -name '*.py' -exec touch -d '2026-01-01 00:00:00 UTC' {} + \
+ && /opt/predump/bin/python -m compileall -q --invalidation-mode unchecked-hash .
+
+FROM packages AS runtime
+RUN /opt/predump/bin/python -m pip uninstall -q -y setuptools pip
 
 FROM python:3.11-slim
 RUN useradd --system --create-home --uid 1000 predump \
  && mkdir -p /app /state /results /var/cache/predump \
  && chown predump:predump /state /results /var/cache/predump
-COPY --from=build /opt/predump /opt/predump
+# The large layer first: it changes with the lock file only.
+COPY --from=runtime /opt/predump /opt/predump
+COPY --from=build /out/ /
 COPY scripts/as-owner.sh /usr/local/bin/as-owner
-COPY scripts/warm.py /opt/predump/warm.py
+COPY --chown=predump:predump scripts/warm.py /opt/predump/warm.py
 ENV PATH=/opt/predump/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     NUMBA_CACHE_DIR=/var/cache/predump
@@ -39,7 +43,7 @@ USER predump
 RUN python /opt/predump/warm.py \
  && chmod -R a+rwX /var/cache/predump
 WORKDIR /app
-COPY scenarios scenarios
+COPY --chown=predump:predump scenarios scenarios
 EXPOSE 50051 50052
 ENTRYPOINT ["predump"]
 CMD ["--help"]

@@ -18,7 +18,9 @@ fi
 echo "installing $* (apt)" >&2
 log=$(mktemp)
 export DEBIAN_FRONTEND=noninteractive
-if ! { apt-get update && apt-get install -y --no-install-recommends "$@"; } > "$log" 2>&1 < /dev/null; then
+# Another apt may be at work, of this project or not.
+readonly wait=(-o DPkg::Lock::Timeout=300)
+if ! { apt-get "${wait[@]}" update && apt-get "${wait[@]}" install -y --no-install-recommends "$@"; } > "$log" 2>&1 < /dev/null; then
   tail -n 20 "$log" >&2
   echo "apt-get could not install $*; the log is $log" >&2
   exit 1

@@ -1,16 +1,24 @@
 #!/usr/bin/env bash
 # A Docker engine for the compose tests.
 #
-#   engine.sh start DIR   uses the engine that runs, or starts one of its own; writes DIR/env
-#                         (DOCKER_HOST, DOCKER_CONFIG, COMPOSE, OWN_ENGINE as shell assignments)
-#   engine.sh stop DIR    ends the engine it started and undoes what an engine leaves behind
-#   engine.sh clean       removes the cache
+#   engine.sh start DIR PID   uses the engine that runs, or starts one of its own that can build but
+#                             runs no networks; writes DIR/env (DOCKER_HOST, DOCKER_CONFIG, COMPOSE,
+#                             OWN_ENGINE as shell assignments). Its own ends when process PID does
+#   engine.sh isolate DIR     lets its own engine run containers, in a network namespace of its own
+#   engine.sh stop DIR        ends its own engine and all that it runs
+#   engine.sh clean           removes the cache
+#
+# Builds need this machine's network; containers need bridges and packet filter rules, which an
+# engine would leave behind. So the engine first runs without bridges and rules, then, restarted, in
+# a namespace that goes away with it: this machine's network is never changed, and several engines
+# and other users of the packet filter do not meet.
 #
 # An engine of its own needs root and Debian: docker.io, iptables and debootstrap come through apt,
-# compose v2 from Debian trixie when nothing has it, and since such a machine may reach no image
+# compose v2 from Debian trixie when it is missing, and since such a machine may reach no image
 # registry, the two base images (python:3.11-slim, eclipse-mosquitto:2) are built from Debian's
-# packages.  Those and the build layers are kept in PREDUMP_COMPOSE_CACHE (default
-# ~/.cache/predump-compose, about 2 GB), so that only the first start takes minutes.
+# packages. Those and the build layers are kept in PREDUMP_COMPOSE_CACHE (default
+# ~/.cache/predump-compose), so that only the first start takes minutes. COMPOSE chooses the compose
+# command, for example COMPOSE=docker-compose.
 #
 # Exit status: 0 done, 77 no engine can be had here (one line says why), else a failure.
 set -euo pipefail
@@ -21,6 +29,8 @@ readonly python_image=python:3.11-slim
 readonly broker_image=eclipse-mosquitto:2
 readonly suite=bookworm          # Debian with Python 3.11
 readonly recipe=1                # raise it when the images below are made differently
+readonly keep_layers=72h         # build layers that were not used for so long are removed
+export PATH=$PATH:/usr/sbin:/sbin
 
 say() { printf 'engine: %s\n' "$*" >&2; }
 cannot() { say "no Docker engine here: $*"; exit 77; }
@@ -29,7 +39,8 @@ cannot() { say "no Docker engine here: $*"; exit 77; }
 
 # Prints the compose command that works, preferring v2.
 find_compose() {
-  if docker compose version >/dev/null 2>&1; then echo 'docker compose'
+  if [[ -n ${COMPOSE-} ]]; then $COMPOSE version >/dev/null 2>&1 && echo "$COMPOSE"
+  elif docker compose version >/dev/null 2>&1; then echo 'docker compose'
   elif docker-compose version >/dev/null 2>&1; then echo 'docker-compose'
   else return 1; fi
 }
@@ -70,7 +81,7 @@ make_python_image() {
   local tarball=$cache/base-$suite-$(dpkg --print-architecture)-$recipe.tar.gz
   if [[ ! -f $tarball ]]; then
     say "making $python_image from Debian $suite (about a minute, once)"
-    local root=$cache/rootfs.$$
+    local root=$cache/rootfs
     rm -rf "$root"
     debootstrap --variant=minbase \
       --include=python3,python3-pip,python3-venv,ca-certificates,iproute2 \
@@ -98,69 +109,102 @@ make_broker_image() {
 # --- engine -------------------------------------------------------------------------------------
 
 need_packages() {
-  local missing=() package
-  for package in docker.io:dockerd iptables:iptables debootstrap:debootstrap; do
-    command -v "${package#*:}" >/dev/null || missing+=("${package%%:*}")
+  local missing=() entry
+  for entry in dockerd:docker.io iptables:iptables debootstrap:debootstrap ip:iproute2; do
+    command -v "${entry%%:*}" >/dev/null || missing+=("${entry#*:}")
   done
   ((${#missing[@]} == 0)) || "$here/../../scripts/apt-install.sh" "${missing[@]}"
 }
 
-wait_for_api() {
-  local pid=$1 i
+# Not for a zombie: where nothing adopts orphans properly, an ended process stays one.
+alive() { grep -qs '^State:[[:space:]]*[^XZ]' "/proc/$1/status"; }
+
+# launch DIR host|own: dockerd in this machine's network, touching nothing of it, or in its own.
+launch() {
+  local dir=$1 network=$2 run pid i
+  run=$(cat "$dir/run")
+  local dockerd=(
+    dockerd --data-root "$cache/data" --exec-root "$run/exec" --pidfile "$run/dockerd.pid"
+    --host "unix://$run/docker.sock"
+  )
+  case $network in
+    host) dockerd+=(--bridge=none --iptables=false --ip6tables=false --ip-forward=false --ip-masq=false) ;;
+    own) dockerd=(unshare --net sh -c 'ip link set lo up && exec "$@"' sh "${dockerd[@]}") ;;
+  esac
+  "${dockerd[@]}" >> "$dir/dockerd.log" 2>&1 < /dev/null &
+  pid=$!
+  echo "$pid" > "$run/started"
   for ((i = 0; i < 300; i++)); do
     docker info >/dev/null 2>&1 && return 0
-    kill -0 "$pid" 2>/dev/null || return 1
+    alive "$pid" || return 1
     sleep 0.1
   done
   return 1
 }
 
-# Everything an engine changes outside its folders, for `stop` to put back.
-record_machine() {
-  iptables-save > "$1/iptables.before"
-  ip6tables-save > "$1/ip6tables.before"
-  cat /proc/sys/net/ipv4/ip_forward > "$1/ip_forward.before"
-  ls /sys/class/net > "$1/links.before"
+# Ends dockerd by its process id, then whatever of its children stayed.
+halt() {
+  local run=$1 pid i child
+  pid=$(cat "$run/started" 2>/dev/null) || return 0
+  kill "$pid" 2>/dev/null || true
+  for ((i = 0; i < 200; i++)); do alive "$pid" || break; sleep 0.1; done
+  kill -9 "$pid" 2>/dev/null || true
+  # containerd and its shims name our exec folder on their command lines.
+  for child in /proc/[0-9]*; do
+    if tr '\0' ' ' 2>/dev/null < "$child/cmdline" | grep -q -- "^[^ ]*containerd.*$run/exec"; then
+      kill -9 "${child#/proc/}" 2>/dev/null || true
+    fi
+  done
+  awk -v a="$run/" -v b="$cache/data/" 'index($2, a) == 1 || index($2, b) == 1 {print $2}' /proc/mounts |
+    sort -r | xargs -r umount -l
+  rm -rf "$run/started" "$run/dockerd.pid" "$run/docker.sock" "$run/exec"
 }
 
-launch() {
-  local dir=$1
-  # The lock goes to dockerd with the descriptor: one engine at a time on this data root.
-  dockerd --data-root "$cache/data" --exec-root "$dir/exec" --pidfile "$dir/dockerd.pid" \
-    --host "unix://$dir/docker.sock" > "$dir/dockerd.log" 2>&1 < /dev/null &
-  echo $! > "$dir/dockerd.started"
-  wait_for_api "$(cat "$dir/dockerd.started")"
+# Holds the lock (descriptor 9) as long as the engine may run, and ends it when nobody else can any
+# more: whoever started it was killed.
+watch_over() {
+  local dir=$1 pid=$2
+  setsid bash -c "$(declare -f alive)"'; while alive "$1"; do sleep 1; done; "$2" stop "$3"' \
+    watch_over "$pid" "$here/engine.sh" "$dir" > /dev/null 2>&1 < /dev/null &
+  echo $! > "$dir/watcher"
+}
+
+own_environment() {
+  export DOCKER_HOST=unix://$1/docker.sock DOCKER_CONFIG=$cache/docker-config
 }
 
 start() {
-  local dir=$1 compose
+  local dir=$1 pid=$2 compose run
   mkdir -p "$dir"
   dir=$(cd "$dir" && pwd)
   if command -v docker >/dev/null && docker info >/dev/null 2>&1; then
-    compose=$(find_compose) || cannot 'an engine runs, but neither "docker compose" nor docker-compose is installed'
+    compose=$(find_compose) || cannot 'an engine runs, but no compose: install docker-compose or the plugin'
     printf 'COMPOSE=%q\nOWN_ENGINE=0\n' "$compose" > "$dir/env"
     say "using the engine that runs, with $compose"
     return
   fi
-  [[ $(uname -s) == Linux ]] || cannot 'not Linux'
+  [[ $(uname -s) == Linux ]] || cannot 'none runs, and one can be started on Linux only'
   [[ $(id -u) == 0 ]] || cannot 'none runs, and starting one needs root'
   command -v apt-get >/dev/null || cannot 'none runs, and installing one is automatic on Debian only'
-  mkdir -p "$cache"
+  mkdir -p "$cache/docker-config"
   exec 9> "$cache/lock"
-  flock -w 1200 9 || { say "another engine has held $cache/lock for 20 minutes"; exit 1; }
+  flock --nonblock 9 || say 'waiting for another engine with the same cache to end'
+  flock --timeout 600 9 || { say "another engine has held $cache/lock for 10 minutes"; exit 1; }
   need_packages
 
-  export DOCKER_HOST=unix://$dir/docker.sock DOCKER_CONFIG=$cache/docker-config
-  mkdir -p "$DOCKER_CONFIG"
-  record_machine "$dir"
-  touch "$dir/own"
-  if ! launch "$dir"; then
+  # Short, as a socket's path may have 107 bytes.
+  run=$(mktemp -d /run/predump-engine.XXXXXX)
+  echo "$run" > "$dir/run"
+  own_environment "$run"
+  watch_over "$dir" "$pid"
+  if ! launch "$dir" host; then
     say 'the engine did not start; trying once more with empty storage'
-    halt "$dir"
+    halt "$run"
     rm -rf "$cache/data"
-    launch "$dir" || { local last; last=$(tail -n 1 "$dir/dockerd.log"); stop "$dir"; cannot "dockerd: $last"; }
+    launch "$dir" host || { stop "$dir"; cannot "dockerd: $(tail -n 1 "$dir/dockerd.log")"; }
   fi
-  fetch_compose
+  # Version 1 would do, but keeps no build layers from one run to the next.
+  [[ -n ${COMPOSE-} ]] || docker compose version >/dev/null 2>&1 || fetch_compose
   compose=$(find_compose)
   image_is_current "$python_image" || make_python_image
   image_is_current "$broker_image" || make_broker_image
@@ -171,60 +215,42 @@ start() {
   say "started $(docker version -f '{{.Server.Version}}'), with $compose"
 }
 
-# Puts the packet filter back as recorded.  A table that did not exist then is emptied: a restore
-# touches only tables it is given.
-restore_filter() {
-  local command=$1 saved=$2 table chains chain
-  while read -r table chains; do
-    grep -qx "\*$table" "$saved" && continue
-    "$command-save" | grep -qx "\*$table" || continue
-    echo "*$table" >> "$saved"
-    for chain in $chains; do echo ":$chain ACCEPT [0:0]" >> "$saved"; done
-    echo COMMIT >> "$saved"
-  done <<< 'filter INPUT FORWARD OUTPUT
-nat PREROUTING INPUT OUTPUT POSTROUTING
-raw PREROUTING OUTPUT'
-  "$command-restore" < "$saved"
+isolate() {
+  local dir=$1 run
+  [[ -f $dir/run ]] || return 0
+  run=$(cat "$dir/run")
+  own_environment "$run"
+  halt "$run"
+  launch "$dir" own || { tail -n 3 "$dir/dockerd.log" >&2; say 'the engine did not start again'; exit 1; }
 }
 
-# Ends dockerd by its process id, then whatever of its children stayed.
-halt() {
-  local dir=$1 pid i
-  pid=$(cat "$dir/dockerd.started" 2>/dev/null) || return 0
-  kill "$pid" 2>/dev/null || true
-  for ((i = 0; i < 200; i++)); do kill -0 "$pid" 2>/dev/null || break; sleep 0.1; done
-  kill -9 "$pid" 2>/dev/null || true
-  # containerd and its shims name our exec folder on their command lines.
-  local child
-  for child in /proc/[0-9]*; do
-    if tr '\0' ' ' < "$child/cmdline" 2>/dev/null | grep -q -- "^[^ ]*containerd.*$dir/exec"; then
-      kill -9 "${child#/proc/}" 2>/dev/null || true
-    fi
-  done
-  awk -v d="$dir/" 'index($2, d) == 1 {print $2}' /proc/mounts | sort -r | xargs -r umount -l
-  awk -v d="$cache/data/" 'index($2, d) == 1 {print $2}' /proc/mounts | sort -r | xargs -r umount -l
-  rm -f "$dir/dockerd.started" "$dir/dockerd.pid"
+# Containers, volumes and images of the tests, also of some that were killed.
+tidy() {
+  docker container ls -aq | xargs -r docker container rm --force --volumes
+  docker image ls -q 'predump:test-*' | sort -u | xargs -r docker image rm --force
+  docker image prune --force
+  docker volume prune --force
+  docker network prune --force
+  docker builder prune --force --filter "until=$keep_layers"
 }
 
 stop() {
-  local dir=$1 link
-  [[ -d $dir ]] || return 0
-  dir=$(cd "$dir" && pwd)
-  [[ -f $dir/own ]] || return 0
-  halt "$dir"
-  for link in $(ls /sys/class/net); do
-    case $link in
-      docker0 | br-* | veth*) grep -qx "$link" "$dir/links.before" || ip link delete "$link" 2>/dev/null || true ;;
-    esac
-  done
-  restore_filter iptables "$dir/iptables.before" || say 'could not restore iptables'
-  restore_filter ip6tables "$dir/ip6tables.before" || say 'could not restore ip6tables'
-  cat "$dir/ip_forward.before" > /proc/sys/net/ipv4/ip_forward || true
-  rm -rf "$dir/exec" "$dir"/{docker.sock,own,env,ip_forward.before,links.before,ip{,6}tables.before}
+  local dir=$1 run watcher
+  [[ -f $dir/run ]] || return 0
+  run=$(cat "$dir/run")
+  own_environment "$run"
+  tidy > /dev/null 2>&1 || true
+  halt "$run"
+  rm -rf "$run" "$dir/run" "$dir/env"
+  # It may be this process's own parent, which has nothing else to do.
+  watcher=$(cat "$dir/watcher") && rm "$dir/watcher" && kill "$watcher" 2>/dev/null || true
 }
 
-case ${1-} in
-  start | stop) [[ $# == 2 ]] || { say "usage: engine.sh $1 DIR"; exit 2; }; "$1" "$2" ;;
-  clean) rm -rf "$cache" ;;
-  *) say 'usage: engine.sh start DIR | stop DIR | clean'; exit 2 ;;
+usage() { say 'usage: engine.sh start DIR PID | isolate DIR | stop DIR | clean'; exit 2; }
+
+case ${1-}:$# in
+  start:3) start "$2" "$3" ;;
+  isolate:2 | stop:2) "$1" "$2" ;;
+  clean:1) rm -rf "$cache" ;;
+  *) usage ;;
 esac
