@@ -7,6 +7,7 @@ dropped, so that memory given back or moved at the source does not live on here.
 
 from __future__ import annotations
 
+import errno
 import json
 import threading
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dest_node.reserve import reserve
 from dest_node.store import CommitRecord, StateDirectory
 from livemigration import batch
 from livemigration.digest import gather_bytes
@@ -44,6 +46,7 @@ class Request:
     base_dir: str
     clock: str
     extra_pages: int = 0
+    resident_pages: int = 0  # what the task has now; a recovered one needs no more
 
     def spec(self) -> TaskSpec:
         """The task's spec, checked; ValueError with one line."""
@@ -79,6 +82,7 @@ class IncomingTask:
         try:
             content = None if store is None else store.pages(config.frames, config.page_size)
             task = Task(Machine(config, content))
+            reserve(task.machine.content[: request.resident_pages + 1])
         except MemoryError as error:
             raise NoSpace(f"no room for {spec.memory} bytes of memory") from error
         incoming = cls(request, spec, task, store)
@@ -108,7 +112,8 @@ class IncomingTask:
         if incoming.digest().memory_digest != record.memory_digest:
             raise BadRequest(
                 f"state directory {store.path}: the memory of migration {record.migration_id} is "
-                "not what was committed; the page file was changed"
+                "not what was committed: the page file was changed; restore it, or move the "
+                "directory away to start without that task"
             )
         incoming.execution = incoming._restore()
         incoming.recovered = incoming.complete = incoming.round_over = True
@@ -134,6 +139,11 @@ class IncomingTask:
             except MemoryError as error:
                 raise NoSpace("the destination ran out of memory") from error
             except MmError as error:
+                if error.errno == errno.ENOMEM:
+                    raise NoSpace(
+                        f"frame {frame.sequence} brings more pages than there is memory for: the "
+                        f"task was announced with {self.spec.memory} bytes; announce all it has"
+                    ) from error
                 raise DamagedFrame(
                     f"frame {frame.sequence} does not fit the address space: {error.strerror}"
                 ) from error

@@ -6,8 +6,9 @@ import asyncio
 import os
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -16,6 +17,7 @@ from google.protobuf import json_format
 
 from dest_node.incoming import IncomingTask, Request
 from dest_node.store import StateDirectory
+from dest_node.warmup import warm_up
 from livemigration.drill import Drill
 from livemigration.errors import UnknownMigration, WrongState
 from livemigration.ownership import Ownership
@@ -23,17 +25,48 @@ from livemigration.status import answering
 from livemigration.telemetry import Telemetry
 from livemigration.v1 import common_pb2, destination_node_pb2, destination_node_pb2_grpc
 from livemigration.verification import Comparison
+from livemigration.warm import WarmUp
 
 PAGE_SIZES = (4096, 16384, 65536)
 
 ACK_EVERY = 8
 """Frames between two acknowledgements: half the sender's window, so that it never runs dry."""
 
+INBOX = 16
+"""Frames that wait to be applied: a sender's whole window. Beyond it, nothing more is read."""
+
 _DRILL_FRAME = 3
 """A drill "in the middle of a round" strikes at this frame of it, or at its end if it is shorter.
 """
 
 _Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@dataclass(slots=True)
+class _Arrivals:
+    """One transfer stream's frames on their way into a task."""
+
+    incoming: IncomingTask
+    drill: Drill
+    in_round: int = 0
+
+    def apply(self, messages: Sequence[bytes]) -> bool:
+        """Applies frames one by one; whether one of them closed a round."""
+        ended = False
+        for message in messages:
+            before = self.incoming.round
+            self.incoming.apply(message)
+            self.in_round = 1 if self.incoming.round != before else self.in_round + 1
+            over = self.incoming.round_over
+            ended |= over
+            if self.in_round == _DRILL_FRAME or over:
+                self._reach()
+        return ended
+
+    def _reach(self) -> None:
+        begin = self.incoming.begin
+        final = begin is not None and begin.final
+        self.drill.reach("final" if final else f"round-{self.incoming.round}")
 
 
 class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
@@ -58,11 +91,13 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
         self._connected = 0
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="destination")
         self._committing = asyncio.Lock()
+        self._warm = WarmUp(warm_up)
 
     # -- the process' life
 
     async def start(self) -> None:
-        """Takes up a task that the state directory holds."""
+        """Takes up a task that the state directory holds, and gets ready for the first one."""
+        self._warm.start()
         if self._store is None:
             return
         self._incoming = await self._in_thread(IncomingTask.recover, self._store)
@@ -107,6 +142,7 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
     async def _make_room(self, request: destination_node_pb2.PrepareRequest) -> None:
         if not request.migration_id:
             raise ValueError("migration_id is empty; give each migration a name of its own")
+        await self._in_thread(self._warm.wait)
         current = self._incoming
         if current is not None:
             state = current.ownership.state
@@ -131,6 +167,7 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
                 base_dir=request.base_dir,
                 clock=request.clock,
                 extra_pages=request.extra_pages,
+                resident_pages=request.resident_pages,
             ),
             self._store,
         )
@@ -149,28 +186,36 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
                 self._connected -= 1
 
     async def _receive(self, incoming: IncomingTask, context: _Context) -> None:
-        loop = asyncio.get_running_loop()
-        in_round = unacknowledged = 0
-        while True:
-            message = await context.read()
-            if message is grpc.aio.EOF:
-                return
-            before = incoming.round
-            sequence = await loop.run_in_executor(self._pool, incoming.apply, message)
-            in_round = 1 if incoming.round != before else in_round + 1
-            ended = incoming.round_over
-            if in_round == _DRILL_FRAME or ended:
-                self._drill_round(incoming)
-            unacknowledged += 1
-            if unacknowledged == ACK_EVERY or ended:
-                unacknowledged = 0
-                await context.write(common_pb2.TransferAck(sequence=sequence))
-            if ended:
-                self._say("received", incoming)
+        arrivals = _Arrivals(incoming, self._drill)
+        inbox: asyncio.Queue[bytes | None] = asyncio.Queue(INBOX)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._apply(arrivals, inbox, context))
+                while (message := await context.read()) is not grpc.aio.EOF:
+                    await inbox.put(message)
+                await inbox.put(None)
+        except BaseExceptionGroup as failed:
+            raise failed.exceptions[0] from None  # one frame's error is what the peer must know
 
-    def _drill_round(self, incoming: IncomingTask) -> None:
-        final = incoming.begin is not None and incoming.begin.final
-        self._drill.reach("final" if final else f"round-{incoming.round}")
+    async def _apply(
+        self, arrivals: _Arrivals, inbox: asyncio.Queue[bytes | None], context: _Context
+    ) -> None:
+        """Applies what has arrived, all of it in one go, while more arrives."""
+        unacknowledged = 0
+        while True:
+            some = [await inbox.get()]
+            while len(some) < ACK_EVERY and not inbox.empty():
+                some.append(inbox.get_nowait())
+            frames = [message for message in some if message is not None]
+            ended = await self._in_thread(arrivals.apply, frames)
+            unacknowledged += len(frames)
+            if unacknowledged >= ACK_EVERY or ended:
+                unacknowledged = 0
+                await context.write(common_pb2.TransferAck(sequence=arrivals.incoming.sequence))
+            if ended:
+                self._say("received", arrivals.incoming)
+            if len(frames) < len(some):
+                return
 
     async def Verify(
         self,

@@ -99,8 +99,10 @@ class StateDirectory:
         os.replace(part, self.path / name)
 
     def close(self) -> None:
-        """Lets another process use the directory."""
-        os.close(self._lock)
+        """Lets another process use the directory; once is enough."""
+        lock, self._lock = self._lock, -1
+        if lock >= 0:
+            os.close(lock)
 
     def pages(self, frames: int, page_size: int) -> NDArray[np.uint8]:
         """A new page file, mapped: uint8[frames, page_size]; takes room only where written."""
@@ -169,7 +171,10 @@ class StateDirectory:
             return None
         head = self._head()
         try:
-            with np.load(self.path / _ROWS, allow_pickle=False) as arrays:
+            with (
+                (self.path / _ROWS).open("rb") as file,
+                np.load(file, allow_pickle=False) as arrays,
+            ):
                 begin = arrays["begin"].tobytes()
                 common_pb2.RoundBegin.FromString(begin)
                 rows = {

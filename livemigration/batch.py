@@ -28,6 +28,9 @@ U64 = NDArray[np.uint64]
 BATCH_BYTES = 1 << 20
 """Page bytes in one frame: gRPC in Python is fastest near 1 MiB (docs/benchmarks.md)."""
 
+MOST_ZERO_PAGES = 4096
+"""Pages of zeros that one frame may name: they take no room in it, but they do at the receiver."""
+
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MAX_VARINT_BYTES = 10
 
@@ -254,6 +257,11 @@ def check(frame: Frame, page_size: int) -> None:
         raise DamagedFrame(
             f"frame {frame.sequence}: {frame.pages.size} page bytes for "
             f"{int(frame.run_pages.sum())} pages of {page_size}"
+        )
+    zeros = int(frame.zero_pages.sum())
+    if zeros > MOST_ZERO_PAGES or bool(np.any(frame.zero_pages > MOST_ZERO_PAGES)):
+        raise DamagedFrame(
+            f"frame {frame.sequence}: {zeros} pages of zeros; at most {MOST_ZERO_PAGES} in a frame"
         )
     for starts in (frame.run_start, frame.zero_start):
         if starts.size and bool(np.any(starts % np.uint64(page_size))):

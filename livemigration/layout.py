@@ -110,15 +110,25 @@ def _pieces(have: list[Vma], want: list[Vma]) -> list[tuple[int, int, Vma | None
     return pieces
 
 
+def _check(vmas: Iterable[Vma], shared_ids: Mapping[int, int], page_size: int) -> None:
+    """Whether VMAs of a peer are pages one after the other, before any of them is mapped."""
+    last = 0
+    for vma in vmas:
+        whole = vma.start % page_size == 0 and vma.end % page_size == 0
+        if not whole or not last <= vma.start < vma.end:
+            raise DamagedFrame(f"VMA {vma.start:#x}-{vma.end:#x} is empty, odd or out of order")
+        if vma.shared_id and vma.shared_id not in shared_ids:
+            raise DamagedFrame(f"VMA {vma.start:#x} is of shared object {vma.shared_id}, unknown")
+        last = vma.end
+
+
 def reconcile(mm: Mm, space: AddressSpace, shared_ids: Mapping[int, int]) -> None:
     """Gives `mm` the VMAs of `space`; `shared_ids`: the source's shared objects -> this host's.
 
-    `DamagedFrame` if a VMA is of a shared object that is not among them.
+    `DamagedFrame` if that is no address space, or of shared objects that are not among them.
     """
     page_size = mm.machine.page_size
-    for vma in space.vmas:
-        if vma.shared_id and vma.shared_id not in shared_ids:
-            raise DamagedFrame(f"VMA {vma.start:#x} is of shared object {vma.shared_id}, unknown")
+    _check(space.vmas, shared_ids, page_size)
     want = [replace(v, shared_id=shared_ids[v.shared_id] if v.shared_id else 0) for v in space.vmas]
     missing: list[tuple[int, int, Vma]] = []
     for start, end, old, new in _pieces(list(mm.vmas()), want):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from livemigration.digest import memory_digest, page_digests, zero_pages
+from livemigration.digest import memory_digest, page_digests, zero_page_digest, zero_pages
 from livemigration.layout import areas
 from livemigration.task import Task
 from mm_model import Mm
@@ -85,12 +85,23 @@ def digest_task(task: Task) -> TaskDigests:
     columns: list[U64] = []
     for pid in sorted(task.processes):
         mm = task.processes[pid]
-        pages = nonzero_pages(pid, mm)
-        digests = page_digests(content, pages.rows)
-        processes.append(ProcessDigests(pid, pages.addresses, digests))
+        addresses, digests = _nonzero_digests(mm, content)
+        processes.append(ProcessDigests(pid, addresses, digests))
         spans = areas(mm.vmas(), page_size)
-        description += struct.pack("<QQQ", pid, len(spans), pages.addresses.size)
+        description += struct.pack("<QQQ", pid, len(spans), addresses.size)
         for span in spans:
             description += struct.pack("<QQQQ", *span)
-        columns += [pages.addresses, digests]
+        columns += [addresses, digests]
     return TaskDigests(tuple(processes), memory_digest(bytes(description), *columns))
+
+
+def _nonzero_digests(mm: Mm, content: NDArray[np.uint8]) -> tuple[U64, U64]:
+    """Addresses and digests of a process' pages that are not all zeros, each page read once."""
+    addresses, rows = live_pages(mm)
+    digests = page_digests(content, rows)
+    suspects = np.flatnonzero(digests == np.uint64(zero_page_digest(mm.machine.page_size)))
+    if suspects.size == 0:
+        return addresses, digests
+    # A digest alone does not say that a page is zeros: its bytes do.
+    zero = suspects[zero_pages(content, rows[suspects])]
+    return np.delete(addresses, zero), np.delete(digests, zero)

@@ -31,8 +31,13 @@ _STATUS: dict[type[Exception], grpc.StatusCode] = {
 
 
 def status_of(error: Exception) -> grpc.StatusCode:
-    """The status for an error; INTERNAL for what has none of its own."""
-    return _STATUS.get(type(error), grpc.StatusCode.INTERNAL)
+    """The status for an error, or for the nearest of its base classes that has one; else
+    INTERNAL.
+    """
+    for kind in type(error).__mro__:
+        if kind in _STATUS:
+            return _STATUS[kind]
+    return grpc.StatusCode.INTERNAL
 
 
 @asynccontextmanager

@@ -24,8 +24,9 @@ class Transport(Protocol):
         base_dir: str,
         clock: str,
         extra_pages: int,
+        resident_pages: int,
     ) -> None:
-        """Asks for room for the task and opens the transfer."""
+        """Asks for room for the task, which has `resident_pages` now, and opens the transfer."""
         ...
 
     async def send(self, sequence: int, frame: bytes) -> None:

@@ -6,6 +6,7 @@ other failure. A failure is one line on standard error; ``--debug`` shows where 
 """
 
 import asyncio
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -110,6 +111,10 @@ class InputError(ValueError):
 
 def main() -> None:
     """The ``predump`` command."""
+    if sys.argv[1:2] != ["serve"]:
+        # gRPC writes failed handshakes to standard error. That belongs in the log of a node; what a
+        # caller must know of them is in the one line that it gets.
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     app(prog_name="predump")
 
 
@@ -319,7 +324,11 @@ def watch(
         from predump.watch import run_watch
 
         status = run_watch(
-            mqtt, migration_id=migration, once=once, timeout=timeout, as_json=as_json
+            _checked_broker(mqtt),
+            migration_id=migration,
+            once=once,
+            timeout=timeout,
+            as_json=as_json,
         )
         raise typer.Exit(status)
 

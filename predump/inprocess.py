@@ -45,6 +45,7 @@ class InProcessTransport(Transport):
         base_dir: str,
         clock: str,
         extra_pages: int,
+        resident_pages: int,
     ) -> None:
         """Makes room."""
         self.incoming = IncomingTask.prepare(

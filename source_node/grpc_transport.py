@@ -103,6 +103,7 @@ class GrpcTransport:
         base_dir: str,
         clock: str,
         extra_pages: int,
+        resident_pages: int,
     ) -> None:
         """Learns who the destination is and asks it for room."""
         self._id = migration_id
@@ -118,6 +119,7 @@ class GrpcTransport:
                     base_dir=base_dir,
                     clock=clock,
                     extra_pages=extra_pages,
+                    resident_pages=resident_pages,
                 ),
                 timeout=CALL_S,
             )

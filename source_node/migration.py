@@ -148,7 +148,6 @@ class Migration:
     async def run(self) -> Outcome:
         """Migrates; never raises for what can go wrong in a migration, see `Outcome.error`."""
         wall = time.monotonic_ns()
-        self._started_ns = self._clock.now_ns
         try:
             await self._migrate()
         except CommitInDoubt as error:
@@ -176,7 +175,9 @@ class Migration:
             base_dir=self._origin.base_dir,
             clock=self._clock.name,
             extra_pages=self._origin.extra_pages,
+            resident_pages=self._execution.task.machine.used_frames,
         )
+        self._started_ns = self._clock.now_ns
         first_frame = time.monotonic_ns()
         number = 0
         while True:

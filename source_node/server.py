@@ -38,6 +38,8 @@ async def serve_source(config: SourceConfig, on_ready: Callable[[str], None]) ->
             credentials=config.credentials,
         )
 
+        node.start()
+
         def add(server: grpc.aio.Server) -> tuple[str, ...]:
             source_node_pb2_grpc.add_SourceNodeServicer_to_server(node, server)
             return (SERVICE,)

@@ -22,10 +22,12 @@ from livemigration.spec import MigrationSpec, TaskSpec
 from livemigration.status import answering
 from livemigration.telemetry import Telemetry
 from livemigration.v1 import common_pb2, source_node_pb2, source_node_pb2_grpc
+from livemigration.warm import WarmUp
 from source_node.grpc_transport import GrpcTransport
 from source_node.hosting import HostedTask, TaskRequest
 from source_node.migration import Migration
 from source_node.outcome import NS, Outcome, Round
+from source_node.warmup import warm_up
 
 PAGE_SIZES = (4096, 16384, 65536)
 CLOCKS = ("virtual", "wall")
@@ -120,6 +122,11 @@ class SourceNode(source_node_pb2_grpc.SourceNodeServicer):
         self._hosted: HostedTask | None = None
         self._running: _Running | None = None
         self._starting = asyncio.Lock()
+        self._warm = WarmUp(warm_up)
+
+    def start(self) -> None:
+        """Gets ready for the first migration, beside whatever is asked for meanwhile."""
+        self._warm.start()
 
     async def close(self) -> None:
         """Ends a migration under way (the task stays here), then the task."""
@@ -198,6 +205,7 @@ class SourceNode(source_node_pb2_grpc.SourceNodeServicer):
     ) -> AsyncIterator[source_node_pb2.MigrationEvent]:
         """Migrates; a caller that goes away does not disturb it."""
         async with answering(context):
+            await asyncio.to_thread(self._warm.wait)
             running = await self._begin(request)
             while True:
                 event = await running.events.queue.get()

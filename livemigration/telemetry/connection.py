@@ -12,7 +12,9 @@ import asyncio
 import contextlib
 import logging
 import os
+import socket
 import ssl
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -132,10 +134,49 @@ async def _connect(
 
 async def _reach(address: BrokerAddress) -> None:
     async with asyncio.timeout(CONNECT_TIMEOUT_S):
-        _, writer = await asyncio.open_connection(address.host, address.port)
+        writer = await _open(await _resolve(address))
     writer.close()
     with contextlib.suppress(OSError):
         await writer.wait_closed()
+
+
+async def _open(addresses: list[tuple[str, int]]) -> asyncio.StreamWriter:
+    """Connects to the first of the addresses that answers."""
+    for ip, port in addresses[:-1]:
+        with contextlib.suppress(OSError):
+            return (await asyncio.open_connection(ip, port))[1]
+    return (await asyncio.open_connection(*addresses[-1]))[1]
+
+
+async def _resolve(address: BrokerAddress) -> list[tuple[str, int]]:
+    """The broker's IP addresses, at least one, and port. OSError if the name has none.
+
+    In a thread that nobody waits for: the event loop's own would hold up a host that is told to
+    stop for as long as a name server does not answer.
+    """
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[list[tuple[str, int]]] = loop.create_future()
+
+    def settle(result: list[tuple[str, int]] | Exception) -> None:
+        if found.done():
+            return
+        if isinstance(result, Exception):
+            found.set_exception(result)
+        else:
+            found.set_result(result)
+
+    def look_up() -> None:
+        result: list[tuple[str, int]] | Exception
+        try:
+            infos = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+            result = [(str(info[4][0]), int(info[4][1])) for info in infos]
+        except (OSError, UnicodeError) as error:
+            result = error
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody wants it any more
+            loop.call_soon_threadsafe(settle, result)
+
+    threading.Thread(target=look_up, name="resolve", daemon=True).start()
+    return await found
 
 
 async def _enter(client: aiomqtt.Client) -> None:

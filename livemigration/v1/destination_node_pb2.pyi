@@ -29,11 +29,14 @@ class PrepareRequest(_message.Message):
     BASE_DIR_FIELD_NUMBER: _builtins.int
     CLOCK_FIELD_NUMBER: _builtins.int
     EXTRA_PAGES_FIELD_NUMBER: _builtins.int
+    RESIDENT_PAGES_FIELD_NUMBER: _builtins.int
     migration_id: _builtins.str
     base_dir: _builtins.str
     clock: _builtins.str
     extra_pages: _builtins.int
     """beyond the spec's memory, from an image directory"""
+    resident_pages: _builtins.int
+    """that the task has now: room to take before they come"""
     @_builtins.property
     def task(self) -> _struct_pb2.Struct:
         """the same spec that the source's StartTask took"""
@@ -46,10 +49,11 @@ class PrepareRequest(_message.Message):
         base_dir: _builtins.str = ...,
         clock: _builtins.str = ...,
         extra_pages: _builtins.int = ...,
+        resident_pages: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_dir", b"base_dir", "clock", b"clock", "extra_pages", b"extra_pages", "migration_id", b"migration_id", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_dir", b"base_dir", "clock", b"clock", "extra_pages", b"extra_pages", "migration_id", b"migration_id", "resident_pages", b"resident_pages", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -140,3 +140,14 @@ def test_a_truncated_frame_never_passes(data: st.DataObject) -> None:
         return
     # Cut at the border of two fields it may parse: then nothing is left that could be applied.
     assert frame.run_start.size == frame.zero_start.size == frame.pages.size == 0
+
+
+@pytest.mark.parametrize("counts", [(batch.MOST_ZERO_PAGES + 1,), (2**63, 2**63), (4000, 4000)])
+def test_a_frame_cannot_ask_for_more_zeros_than_a_sender_ever_puts_in_one(
+    counts: tuple[int, ...],
+) -> None:
+    """They take no room in the message, so its size does not bound what they cost."""
+    starts = _u64(*(0x1000 * (i + 1) << 32 for i in range(len(counts))))
+    message = _encode(_content(2), [1], zero_start=starts, zero_pages=_u64(*counts))
+    with pytest.raises(DamagedFrame, match="pages of zeros; at most 4096"):
+        batch.check(batch.decode(message), PAGE)
