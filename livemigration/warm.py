@@ -3,12 +3,26 @@
 Compiled code is loaded from Numba's cache when it is first called, or compiled if it is not there
 yet; either belongs before the first migration and not in its round 0. A host that is told to stop
 meanwhile stops at once, so the work is in a thread that nothing waits for but a migration.
+
+What each host does to get ready is its own; the few pages that it does it with are made here.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from livemigration import batch
+from livemigration.runs import to_runs
+from livemigration.task import ROOT_PID, Task
+from mm_model import MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE, Machine, ModelConfig
+
+U64 = NDArray[np.uint64]
+
+_PAGES = 16
 
 
 class WarmUp:
@@ -25,3 +39,29 @@ class WarmUp:
         """Blocks until the work is done; at once if it never began."""
         if self._thread.ident is not None:
             self._thread.join()
+
+
+def small_task() -> tuple[Task, U64]:
+    """A task of one process with a few written pages, and their addresses."""
+    task = Task(Machine(ModelConfig(frames=4 * _PAGES)))
+    mm, page_size = task.processes[ROOT_PID], task.machine.page_size
+    start = mm.mmap(None, _PAGES * page_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS)
+    addresses = np.uint64(start) + np.arange(_PAGES, dtype=np.uint64) * np.uint64(page_size)
+    mm.touch_write(addresses)
+    return task, addresses
+
+
+def pages_frame(task: Task, addresses: U64, sequence: int) -> bytes:
+    """A frame of round 0 with pages of a small task, whatever is in them."""
+    run_start, run_pages = to_runs(addresses, task.machine.page_size)
+    return batch.encode_pages(
+        sequence=sequence,
+        round_number=0,
+        pid=ROOT_PID,
+        run_start=run_start,
+        run_pages=run_pages,
+        zero_start=run_start[:0],
+        zero_pages=run_pages[:0],
+        content=task.machine.content,
+        rows=task.processes[ROOT_PID].frames(int(addresses[0]), addresses.size),
+    )
