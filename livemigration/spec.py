@@ -41,7 +41,7 @@ _WORKLOAD_LIMITS = {
     "window": "memory",
 }
 """Sizes in a workload that cannot be larger than another key."""
-LATER_TRACKERS = ("uffd-wp", "host")
+LATER_TRACKERS = ("host",)
 
 
 def _checked_time(text: str) -> str:
@@ -63,7 +63,7 @@ def _size(value: object) -> object:
 
 def _known_tracker(value: object) -> object:
     if value in LATER_TRACKERS:
-        raise ValueError(f'{value!r} comes later; use "soft-dirty" now')
+        raise ValueError(f'{value!r} comes later; use "soft-dirty" or "uffd-wp" now')
     return value
 
 
@@ -245,8 +245,9 @@ class TaskSpec(_StructSpec):
         default=256 * 2**20,
         description="size of the task's memory in bytes, or a size like 256MiB",
     )
-    tracker: Annotated[Literal["soft-dirty"], BeforeValidator(_known_tracker)] = Field(
-        default="soft-dirty", description="how written pages are found"
+    tracker: Annotated[Literal["soft-dirty", "uffd-wp"], BeforeValidator(_known_tracker)] = Field(
+        default="soft-dirty",
+        description="how written pages are found: soft-dirty, or userfaultfd write-protection",
     )
     cpu: CpuSpec = Field(default=CpuSpec(), description="the processor")
     kernel: KernelSpec = Field(default=KernelSpec(), description="the kernel")
@@ -276,6 +277,16 @@ class TaskSpec(_StructSpec):
                 f"write a multiple of the page size, at most {format_size(LARGEST_MEMORY)}"
             )
         return memory
+
+    @field_validator("kernel")
+    @classmethod
+    def _kernel_can_track(cls, kernel: KernelSpec, info: ValidationInfo) -> KernelSpec:
+        if info.data.get("tracker") == "uffd-wp" and kernel.profile == "6.1":
+            raise ValueError(
+                'profile "6.1" has no userfaultfd WP_ASYNC, which tracker "uffd-wp" needs; '
+                'write "6.12" or "seed"'
+            )
+        return kernel
 
     @field_validator("workload")
     @classmethod

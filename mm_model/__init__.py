@@ -1,4 +1,4 @@
-"""A model of one arm64 host's memory management with the soft-dirty patch: faults to /proc files.
+"""A model of one host's memory management with soft-dirty: arm64 with the patch, or x86-64.
 
 Start with ``Machine(ModelConfig(...))`` and ``Machine.create_mm()``; docs/model.md says what is
 modelled and which kernel function each file follows.
@@ -6,9 +6,14 @@ modelled and which kernel function each file follows.
 
 from mm_model.config import PAGE_SIZES, PROFILES, ModelConfig
 from mm_model.errors import Livelock, MmError, NotModelled, SegFault
+from mm_model.fs_userfaultfd import (
+    UFFD_FEATURE_WP_ASYNC,
+    UFFD_FEATURE_WP_UNPOPULATED,
+    Userfaultfd,
+)
 from mm_model.hunks import HUNKS, VARIANTS, Hunk
 from mm_model.machine import FaultStats, Machine
-from mm_model.mm import Mm, Vma
+from mm_model.mm import Mm, ScanResult, Vma
 from mm_model.uapi import (
     MADV_COLD,
     MADV_COLLAPSE,
@@ -45,9 +50,19 @@ from mm_model.uapi import (
     MREMAP_DONTUNMAP,
     MREMAP_FIXED,
     MREMAP_MAYMOVE,
+    PAGE_IS_FILE,
+    PAGE_IS_HUGE,
+    PAGE_IS_PFNZERO,
+    PAGE_IS_PRESENT,
+    PAGE_IS_SOFT_DIRTY,
+    PAGE_IS_SWAPPED,
+    PAGE_IS_WPALLOWED,
+    PAGE_IS_WRITTEN,
     PM_FILE,
     PM_MMAP_EXCLUSIVE,
     PM_PRESENT,
+    PM_SCAN_CHECK_WPASYNC,
+    PM_SCAN_WP_MATCHING,
     PM_SOFT_DIRTY,
     PM_SWAP,
     PM_UFFD_WP,
@@ -56,6 +71,7 @@ from mm_model.uapi import (
     PROT_READ,
     PROT_WRITE,
 )
+from mm_model.wp_tracker import WriteProtectTracker
 
 __all__ = [
     "HUNKS",
@@ -94,10 +110,20 @@ __all__ = [
     "MREMAP_DONTUNMAP",
     "MREMAP_FIXED",
     "MREMAP_MAYMOVE",
+    "PAGE_IS_FILE",
+    "PAGE_IS_HUGE",
+    "PAGE_IS_PFNZERO",
+    "PAGE_IS_PRESENT",
+    "PAGE_IS_SOFT_DIRTY",
+    "PAGE_IS_SWAPPED",
+    "PAGE_IS_WPALLOWED",
+    "PAGE_IS_WRITTEN",
     "PAGE_SIZES",
     "PM_FILE",
     "PM_MMAP_EXCLUSIVE",
     "PM_PRESENT",
+    "PM_SCAN_CHECK_WPASYNC",
+    "PM_SCAN_WP_MATCHING",
     "PM_SOFT_DIRTY",
     "PM_SWAP",
     "PM_UFFD_WP",
@@ -106,6 +132,8 @@ __all__ = [
     "PROT_NONE",
     "PROT_READ",
     "PROT_WRITE",
+    "UFFD_FEATURE_WP_ASYNC",
+    "UFFD_FEATURE_WP_UNPOPULATED",
     "VARIANTS",
     "FaultStats",
     "Hunk",
@@ -115,6 +143,9 @@ __all__ = [
     "MmError",
     "ModelConfig",
     "NotModelled",
+    "ScanResult",
     "SegFault",
+    "Userfaultfd",
     "Vma",
+    "WriteProtectTracker",
 ]

@@ -71,8 +71,11 @@ def elementwise(function: _F) -> _F:
 
 def _njit(function: _F, *, _nrt: bool = False, **options: bool) -> _F:
     # Numba decides where a function's cache is when it is decorated, by this global setting.
+    # It tells functions apart by their place in the source, which those that are built for several
+    # architectures (build.py) share.
+    _, _, build = function.__module__.rpartition(".")[0].partition(".")
     before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = str(CACHE_DIR)
+    numba.config.CACHE_DIR = str(CACHE_DIR / build)
     try:
         # Without _nrt: what allocates nothing needs no reference counting, which would cost an
         # atomic operation for each array of the state at each call.

@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mm_model._compiled import compiled, inlined
-from mm_model.arm64.mmu import walk
-from mm_model.arm64.pgtable import U0, Arch, pte_pfn
+from mm_model.asm.pgtable import U0, Arch, pmd_maps_block, pte_pfn
 from mm_model.block import copy_bytes, same_bytes
 from mm_model.frames import new_version
-from mm_model.memory import access_page
-from mm_model.state import PGD, Int, Phys, Space
+from mm_model.memory import access_anywhere, access_page
+from mm_model.pagewalk import walk
+from mm_model.state import HUGE_PMDS, PGD, Int, Phys, Space
 
 READ: Final = 0
 WRITE: Final = 1
@@ -27,6 +27,19 @@ STORE_WORD: Final = 2
 _U3 = np.uint64(3)
 _U7 = np.uint64(7)
 _NOWHERE = np.uint64(1 << 63)  # no address has this table
+
+
+@inlined
+def mapped_frame(arch: Arch, phys: Phys, index: Int, address: np.uint64) -> Int:
+    """The frame that the entry at ``index`` maps for writing at ``address``.
+
+    The entry may be a huge page's, but not the huge zero page's, which nobody writes to.
+    """
+    entry = phys.tables[index]
+    frame = pte_pfn(arch, entry)
+    if pmd_maps_block(entry):
+        frame += (address >> arch.page_shift) & arch.table_mask
+    return np.int64(frame)
 
 
 @compiled
@@ -55,13 +68,16 @@ def access_words(
         index = np.int64(-1)
         if table >= 0:
             index = table + np.int64((address >> arch.page_shift) & arch.table_mask)
-        index = access_page(arch, phys, space, index, address, write)
+        if index < 0 and space.regs[HUGE_PMDS] != 0:
+            index = access_anywhere(arch, phys, space, address, write)
+        else:
+            index = access_page(arch, phys, space, index, address, write)
         if index < 0:
             return n
         if table < 0:
             covered = _NOWHERE
         if mode == STORE_WORD:
-            frame = np.int64(pte_pfn(arch, phys.tables[index]))
+            frame = mapped_frame(arch, phys, index, address)
             offset = address & arch.page_mask
             word = np.int64(offset >> _U3)
             shift = (offset & _U7) << _U3
@@ -125,10 +141,13 @@ def store_bytes(
     """
     for n in range(first, addresses.shape[0]):
         index = walk(arch, phys, space.regs[PGD], addresses[n])
-        index = access_page(arch, phys, space, index, addresses[n], np.int64(1))
+        if index < 0 and space.regs[HUGE_PMDS] != 0:
+            index = access_anywhere(arch, phys, space, addresses[n], np.int64(1))
+        else:
+            index = access_page(arch, phys, space, index, addresses[n], np.int64(1))
         if index < 0:
             return n
-        frame = np.int64(pte_pfn(arch, phys.tables[index]))
+        frame = mapped_frame(arch, phys, index, addresses[n])
         size = np.int64(sizes[n])
         offset = np.int64(addresses[n] & arch.page_mask)
         write_bytes(phys, content, frame, offset, payload, position, size)

@@ -10,14 +10,22 @@ from __future__ import annotations
 import numpy as np
 
 from mm_model._compiled import compiled, inlined
-from mm_model.arm64.mmu import walk
-from mm_model.arm64.pgtable import U0, Arch, Pte, pte_dirty, pte_pfn, pte_present, pte_write
-from mm_model.memory import handle_mm_fault, is_cow_mapping, pte_needs_soft_dirty_wp
+from mm_model.asm.pgtable import U0, Arch, Pte, pte_dirty, pte_pfn, pte_present, pte_write
+from mm_model.asm.ptes import ptep_get
+from mm_model.huge_memory import follow_huge_pmd
+from mm_model.memory import (
+    handle_mm_fault,
+    is_cow_mapping,
+    pte_needs_soft_dirty_wp,
+    userfaultfd_pte_wp,
+)
 from mm_model.mmap import find_vma
+from mm_model.pagewalk import walk
 from mm_model.state import (
     FAULT_ADDRESS,
     GROW_STACK,
     GUP_EFAULT,
+    HUGE_PMDS,
     LIVELOCK,
     N_LIVELOCKS,
     OK,
@@ -66,7 +74,7 @@ def can_follow_write_pte(arch: Arch, phys: Phys, flags: np.uint64, pte: Pte, for
     own = PG_ANON | PG_EXCLUSIVE
     if phys.flags[np.int64(pte_pfn(arch, pte))] & own != own:
         return False
-    return not pte_needs_soft_dirty_wp(arch, flags, pte)
+    return not pte_needs_soft_dirty_wp(arch, flags, pte) and not userfaultfd_pte_wp(flags, pte)
 
 
 @compiled
@@ -90,13 +98,17 @@ def get_user_page(
     for _ in range(RETRY_LIMIT):
         index = walk(arch, phys, space.regs[PGD], address)
         if index >= 0:
-            pte = phys.tables[index]
+            pte = ptep_get(arch, phys, index)
             if pte_present(arch, pte) and (
                 write == 0 or can_follow_write_pte(arch, phys, flags, pte, force)
             ):
                 frame = np.int64(pte_pfn(arch, pte))
                 if write != 0 and not pte_dirty(pte):
                     phys.flags[frame] |= PG_DIRTY
+                return frame
+        elif space.regs[HUGE_PMDS] != 0:
+            frame = follow_huge_pmd(arch, phys, space, address, flags, write, force)
+            if frame >= 0:
                 return frame
         status = handle_mm_fault(arch, phys, space, vma, index, address, write)
         if status != OK:

@@ -5,8 +5,8 @@ April 2024). A hunk that is off leaves exactly the kernel's old behaviour at tha
 that the patch adds falls back to the generic stub of include/linux/pgtable.h, a helper that it
 changes behaves as before.
 
-``VARIANTS`` are not hunks of the patch: they are likely mistakes when carrying it to another
-kernel, named here because a recording of the real kernel exists for them.
+``VARIANTS`` are not hunks of the patch: they are likely mistakes in it or around it. Those that are
+named ``clear-refs-*`` break what tracking by write-protection rests on, on any architecture.
 """
 
 from __future__ import annotations
@@ -88,21 +88,18 @@ HUNKS: tuple[Hunk, ...] = (
         _PGTABLE,
         "pmd_soft_dirty",
         "reading the bit of a huge page",
-        modelled=False,
     ),
     Hunk(
         "pmd_mksoft_dirty",
         _PGTABLE,
         "pmd_mksoft_dirty",
         "a moved huge page becomes soft-dirty: without it the move is lost",
-        modelled=False,
     ),
     Hunk(
         "pmd_clear_soft_dirty",
         _PGTABLE,
         "pmd_clear_soft_dirty",
         "clear_refs clears the bit of a huge page",
-        modelled=False,
     ),
     Hunk(
         "pmd_swp_soft_dirty",
@@ -135,29 +132,26 @@ HUNKS: tuple[Hunk, ...] = (
         "get_and_clear_full_ptes",
         _PGTABLE,
         "__get_and_clear_full_ptes",
-        "gathering dirty bits over a large folio at unmap; one page alone gathers nothing, so this"
-        " hunk is neutral as long as the model has no large folios",
+        "gathering dirty bits over a large folio at unmap; nobody reads soft-dirty of what was"
+        " taken down, so this hunk is neutral",
     ),
     Hunk(
         "contpte_convert",
         _CONTPTE,
         "contpte_convert",
         "(un)folding a contiguous block does not set soft-dirty: without it spurious pages",
-        modelled=False,
     ),
     Hunk(
         "contpte_ptep_get",
         _CONTPTE,
         "contpte_ptep_get",
         "reading a contiguous block does not invent the bit: without it a fault that never ends",
-        modelled=False,
     ),
     Hunk(
         "contpte_ptep_get_lockless",
         _CONTPTE,
         "contpte_ptep_get_lockless",
         "the same without the lock",
-        modelled=False,
     ),
     Hunk(
         "ptep_set_access_flags",
@@ -195,6 +189,59 @@ VARIANTS: tuple[Hunk, ...] = (
         "arch/arm64/include/asm/pgtable-prot.h",
         "PTE_SWP_SOFT_DIRTY",
         "keeps the seed's bit 61 on 6.12, where it is the top bit of the swap offset",
+    ),
+    Hunk(
+        "clear-refs-no-wrprotect",
+        "fs/proc/task_mmu.c",
+        "clear_soft_dirty",
+        "write-protecting what is cleared: without it the next write takes no fault and is lost",
+    ),
+    Hunk(
+        "clear-refs-keeps-dbm",
+        "arch/arm64/include/asm/pgtable.h",
+        "pte_wrprotect",
+        "write-protecting takes DBM away too: with it left on, hardware makes the page writable"
+        " again without a fault, and the write is lost",
+    ),
+    Hunk(
+        "clear-refs-no-tlb-flush",
+        "fs/proc/task_mmu.c",
+        "clear_refs_write",
+        "telling CPUs to forget writable translations: without it a CPU that has one goes on"
+        " writing without a fault (needs ModelConfig.tlb_entries)",
+    ),
+    Hunk(
+        "contpte-access-flags-as-ported",
+        _CONTPTE,
+        "contpte_ptep_set_access_flags",
+        "6.12 as the patch leaves it: soft-dirty alone is no change to a contiguous block, so a"
+        " forced write into a read-only one never ends",
+    ),
+    Hunk(
+        "contpte-access-flags-mask-only",
+        _CONTPTE,
+        "contpte_ptep_set_access_flags",
+        "soft-dirty is in the mask that decides on a change: the forced write ends, and marks the"
+        " whole block",
+    ),
+    Hunk(
+        "contpte-access-flags-as-in-6.9",
+        _CONTPTE,
+        "contpte_ptep_set_access_flags",
+        "the comparison of the gathered entry, as in the kernel that the patch was written for: it"
+        " ends, and marks the whole block",
+    ),
+    Hunk(
+        "contpte-access-flags-fixed",
+        _CONTPTE,
+        "contpte_ptep_set_access_flags",
+        "the block is also unfolded when soft-dirty differs: one page is marked",
+    ),
+    Hunk(
+        "contpte-fold-ignores-soft-dirty",
+        _CONTPTE,
+        "__contpte_try_fold",
+        "folding does not compare soft-dirty: the bits of a block become those of its last page",
     ),
 )
 

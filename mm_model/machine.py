@@ -10,11 +10,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mm_model import state
-from mm_model.config import ModelConfig, build_arch
+from mm_model.config import PROFILE, ModelConfig, build_arch
+from mm_model.entry import (
+    folio_index,
+    remap_folio,
+    remove_migration_ptes,
+    try_to_migrate,
+    unuse_range,
+)
 from mm_model.errors import Livelock, MmError
+from mm_model.filemap import filemap_drop, filemap_writeback
+from mm_model.folio_profile import FOLIO_PROFILES
+from mm_model.frames import folio_head, forget_folio
+from mm_model.ksmd import Ksmd
+from mm_model.memory import object_folio
+from mm_model.migrate import movable, move_cache_pages, move_frames
 from mm_model.shmem import shmem_truncate, shmem_unuse
-from mm_model.state import CTR_SIZE, Phys
-from mm_model.swap import drop_swap_cache, unuse_range
+from mm_model.state import CTR_SIZE, Phys, Space
+from mm_model.swap import drop_swap_cache
+from mm_model.tlb import Tlb
 
 if TYPE_CHECKING:
     from mm_model.mm import Mm
@@ -48,12 +62,19 @@ class SharedObject:
     """A run of the page cache: first position, size in pages.
 
     ``keep``: it outlives its last mapping. ``was_mapped``: it had a mapping at some time.
+    ``file``: it has a disk, whose run follows.
     """
 
     first: int
     npages: int
     keep: bool
     was_mapped: bool = False
+    file: bool = False
+
+    @property
+    def span(self) -> int:
+        """Positions in ``Phys.cache``."""
+        return 2 * self.npages if self.file else self.npages
 
 
 class Machine:
@@ -66,6 +87,7 @@ class Machine:
     def __init__(self, config: ModelConfig, content: NDArray[np.uint8] | None = None) -> None:
         self.config = config
         self.page_size = config.page_size
+        self.profile = PROFILE[config.kernel]
         self.arch = build_arch(config)
         if content is None:
             frames = config.frames or _DEFAULT_MEMORY // config.page_size
@@ -81,6 +103,14 @@ class Machine:
         self._objects: dict[int, SharedObject] = {}
         self._last_object = 0
         self._cache_used = 0
+        self.ksmd = Ksmd(self)
+        size = config.cpus, config.tlb_entries
+        self.tlb = (
+            Tlb(np.zeros(size, np.uint64), np.zeros(size, np.uint64), np.zeros(size, np.int64))
+            if config.tlb_entries
+            else None
+        )
+        self._migrating: NDArray[np.int64] | None = None
         self.phys = self._reserve(content.shape[0], config.swap_slots)
 
     def _reserve(self, frames: int, swap_slots: int) -> Phys:
@@ -89,8 +119,8 @@ class Machine:
         slots = swap_slots + 1  # slot 0 is the swap header
         # One allocation for all that is kept per frame: large enough for the host's huge pages,
         # without which looking frames up in no order is mostly waiting for the host's own tables.
-        version, free_frames, mapcount, slot_of, flags = _columns(
-            frames, [np.uint64, np.int64, np.int32, np.int32, np.uint8]
+        version, free_frames, mapcount, slot_of, flags, order = _columns(
+            frames, [np.uint64, np.int64, np.int32, np.int32, np.uint8, np.uint8]
         )
         phys = Phys(
             tables=np.zeros(tables * entries, np.uint64),
@@ -100,7 +130,10 @@ class Machine:
             mapcount=mapcount,
             flags=flags,
             slot_of=slot_of,
+            order=order,
             free_frames=free_frames,
+            free_folios=np.zeros(state.MAX_ORDER, np.int64),
+            next_free=np.zeros(frames, np.int64),
             slot_frame=np.zeros(slots, np.int64),
             slot_count=np.zeros(slots, np.int32),
             free_slots=np.zeros(slots, np.int64),
@@ -111,7 +144,57 @@ class Machine:
         phys.ctr[state.NEXT_TABLE] = 1
         phys.ctr[state.NEXT_SLOT] = 1
         phys.ctr[state.SWAP_ON] = int(swap_slots > 0)
+        phys.ctr[state.THP_MADVISE] = self._pmd_order_bit()
         return phys
+
+    def flush_tlb(self) -> None:
+        """Let every CPU forget what it remembers of page tables."""
+        self.phys.ctr[state.TLB_GENERATION] += 1
+
+    # --- transparent huge pages: the settings below /sys/kernel/mm/transparent_hugepage ---
+
+    def _pmd_order_bit(self) -> int:
+        return 1 << int(self.arch.table_shift)
+
+    def set_thp(self, mode: str) -> None:
+        """``enabled``: where anonymous faults may use PMD-sized pages.
+
+        "always", "madvise" (where MADV_HUGEPAGE was given; so it starts) or "never".
+        """
+        self._set_orders(self._pmd_order_bit(), mode)
+
+    def set_mthp(self, kilobytes: int, mode: str) -> None:
+        """``hugepages-<kilobytes>kB/enabled``: the same for one other size.
+
+        "always", "madvise" or "never" (so they all start). ``MmError`` ENOENT for a size that the
+        kernel does not offer: it has powers of two from 4 pages up to below a PMD.
+        """
+        pages, rest = divmod(kilobytes * 1024, self.page_size)
+        offered = FOLIO_PROFILES[self.config.kernel].mthp and not rest and pages & (pages - 1) == 0
+        if not offered or not 4 <= pages < self._pmd_order_bit():
+            raise MmError(errno.ENOENT, f"mthp: no folios of {kilobytes} KiB here")
+        self._set_orders(pages, mode)
+
+    def _set_orders(self, pages: int, mode: str) -> None:
+        if mode not in ("always", "madvise", "never"):
+            raise MmError(errno.EINVAL, f"thp: mode {mode!r} must be always, madvise or never")
+        ctr = self.phys.ctr
+        # Bit n stands for folios of 2**n pages, so the bit's value is the number of pages.
+        for which, wanted in ((state.THP_ALWAYS, "always"), (state.THP_MADVISE, "madvise")):
+            ctr[which] = (int(ctr[which]) & ~pages) | (pages if mode == wanted else 0)
+
+    def split_folio(self, mm: Mm, vma: int, address: int) -> None:
+        """Split the large folio that ``mm`` maps at ``address`` of its mapping ``vma`` into pages.
+
+        Every address space that maps one of its pages is rewritten.
+        """
+        arch, phys = self.arch, self.phys
+        frame = int(mm.frames(address, 1)[0])
+        head = int(folio_head(phys, frame))
+        page = folio_index(arch, phys, mm.space, vma, np.uint64(address), frame)
+        for each in self.mms:
+            remap_folio(arch, phys, each.space, head, page)
+        forget_folio(phys, head)
 
     # --- address spaces and shared objects ---
 
@@ -137,18 +220,115 @@ class Machine:
         It goes with its last mapping, like anonymous shared memory, unless ``keep``: then like a
         tmpfs file only with ``close_shared``.
         """
-        if npages <= 0:
-            raise MmError(errno.EINVAL, f"a shared object of {npages} pages: must be at least 1")
-        first = self._cache_used
-        needed = first + npages
+        return self._add_object(SharedObject(self._cache_used, npages, keep))
+
+    def _add_object(self, added: SharedObject) -> int:
+        if added.npages <= 0:
+            raise MmError(errno.EINVAL, f"an object of {added.npages} pages: must be at least 1")
+        needed = added.first + added.span
         if needed > self.phys.cache.shape[0]:
             grown = np.zeros(max(needed, 2 * self.phys.cache.shape[0]), np.uint64)
             grown[: self.phys.cache.shape[0]] = self.phys.cache
             self.phys = self.phys._replace(cache=grown)
         self._cache_used = needed
         self._last_object += 1
-        self._objects[self._last_object] = SharedObject(first, npages, keep)
+        self._objects[self._last_object] = added
         return self._last_object
+
+    # --- files ---
+
+    def create_file(self, npages: int) -> int:
+        """A file of ``npages`` empty pages on a disk of its own; returns its id, for ``mmap``.
+
+        It stays until ``close_shared``.
+        """
+        return self._add_object(SharedObject(self._cache_used, npages, True, file=True))
+
+    def _file(self, file_id: int) -> SharedObject:
+        found = self.shared(file_id)
+        if not found.file:
+            raise MmError(errno.EBADF, f"object {file_id} is not a file")
+        return found
+
+    def file_write(self, file_id: int, offset: int, data: bytes) -> None:
+        """write(2): changes the page cache, and so what every mapping of it shows.
+
+        No page table is touched, so that no soft-dirty bit tells of it.
+        """
+        found, size = self._file(file_id), self.page_size
+        if offset < 0 or offset + len(data) > found.npages * size:
+            raise MmError(errno.EFBIG, f"file {file_id}: beyond its {found.npages} pages")
+        done = 0
+        while done < len(data):
+            page, within = divmod(offset + done, size)
+            part = np.frombuffer(data, np.uint8, min(size - within, len(data) - done), done)
+            frame = self._cached(found, page)
+            row = self.content[frame, within : within + part.shape[0]]
+            if not np.array_equal(row, part):
+                row[:] = part
+                self.phys.ctr[state.VERSION] += 1
+                self.phys.version[frame] = self.phys.ctr[state.VERSION]
+            self.phys.flags[frame] |= state.PG_DIRTY
+            done += part.shape[0]
+
+    def file_read(self, file_id: int, offset: int, length: int) -> bytes:
+        """read(2): up to ``length`` bytes, through the page cache."""
+        found, size = self._file(file_id), self.page_size
+        end = min(offset + length, found.npages * size)
+        pieces = []
+        while offset < end:
+            page, within = divmod(offset, size)
+            part = min(size - within, end - offset)
+            pieces.append(self.content[self._cached(found, page), within : within + part].tobytes())
+            offset += part
+        return b"".join(pieces)
+
+    def _cached(self, found: SharedObject, page: int) -> int:
+        row = np.zeros((1, state.V_COLUMNS), np.uint64)
+        row[0, state.V_FILE] = found.npages
+        space = Space(row, np.zeros(state.REGS_SIZE, np.int64))
+        frame = int(object_folio(self.phys, space, 0, found.first + page))
+        if frame < 0:
+            raise MmError(errno.ENOMEM, "out of memory: raise ModelConfig.frames")
+        return frame
+
+    def sync_file(self, file_id: int) -> None:
+        """Store a file's dirty pages, write-protecting them in every shared mapping first."""
+        found = self._file(file_id)
+        for mm in self.mms:
+            mm.protect_dirty_pages(file_id)
+        if filemap_writeback(self.phys, found.first, found.npages) != state.OK:
+            raise MmError(errno.ENOSPC, "no frame is left to store a page in")
+
+    def drop_caches(self) -> None:
+        """Let go of clean pages of files that nobody maps."""
+        for found in self._objects.values():
+            if found.file:
+                filemap_drop(self.phys, found.first, found.npages)
+
+    @property
+    def dirty_file_pages(self) -> int:
+        """Pages of files whose bytes are newer than those on their disks."""
+        dirty = 0
+        for found in self._objects.values():
+            if found.file:
+                rows = self.phys.cache[found.first : found.first + found.npages] >> np.uint64(1)
+                flags = self.phys.flags[rows.astype(np.int64)]
+                dirty += int(np.count_nonzero(flags & state.PG_DIRTY))
+        return dirty
+
+    def punch_hole(self, shared_id: int, first: int, count: int) -> None:
+        """Remove ``count`` pages of an object from ``first`` on: they read as zeros then.
+
+        Every process loses its mapping of them; private copies stay.
+        """
+        found = self.shared(shared_id)
+        count = min(count, found.npages - first)
+        for mm in self.mms:
+            mm.unmap_object(shared_id, first, count)
+        shmem_truncate(self.phys, found.first + first, count)
+        if found.file:
+            shmem_truncate(self.phys, found.first + found.npages + first, count)
 
     def shared(self, shared_id: int) -> SharedObject:
         """The object with this id; ``MmError`` EBADF if there is none."""
@@ -175,9 +355,9 @@ class Machine:
             found = self._objects.get(shared_id)
             if found is None or found.keep or not (found.was_mapped or force):
                 continue
-            shmem_truncate(self.phys, found.first, found.npages)
+            shmem_truncate(self.phys, found.first, found.span)
             del self._objects[shared_id]
-            if found.first + found.npages == self._cache_used:
+            if found.first + found.span == self._cache_used:
                 self._cache_used = found.first
 
     def truncate_page(self, position: int) -> None:
@@ -189,6 +369,7 @@ class Machine:
         phys = self.phys
         capacity = phys.free_tables.shape[0]
         free = capacity - int(phys.ctr[state.NEXT_TABLE]) + int(phys.ctr[state.FREE_TABLES])
+        free -= int(phys.ctr[state.DEPOSITED])
         if free >= count:
             return
         grown = max(2 * capacity, capacity + count)
@@ -231,13 +412,70 @@ class Machine:
             raise MmError(errno.EINVAL, "swapon: the machine was made with swap_slots=0")
         self.phys.ctr[state.SWAP_ON] = 1
 
+    # --- merging and moving pages ---
+
+    def ksm_scan(self) -> None:
+        """Let ksmd scan until no more of the pages advised MADV_MERGEABLE merge."""
+        self.ksmd.scan()
+
+    def ksm_unmerge(self) -> None:
+        """Write 2 to /sys/kernel/mm/ksm/run: nothing is merged any more."""
+        self.ksmd.unmerge_all()
+
+    def migrate_start(self, mm: Mm, start: int, npages: int) -> int:
+        """Begin to move anonymous pages: their entries, in all processes, are migration entries.
+
+        Returns how many pages move. ``migrate_finish`` ends it, or whoever touches one of them.
+        """
+        self.migrate_finish()
+        frames = mm.frames(start, npages)
+        wanted = np.zeros(self.phys.mapcount.shape[0], np.bool_)
+        wanted[frames[frames > 0]] = True
+        return self._unmap_moving(wanted, anon_only=True)
+
+    def _unmap_moving(self, wanted: NDArray[np.bool_], *, anon_only: bool) -> int:
+        movable(self.phys, wanted, int(anon_only))
+        self._migrating = np.flatnonzero(wanted)
+        self.phys.mapcount[self._migrating] += 1  # the move's own hold
+        for mm in self.mms:
+            try_to_migrate(self.arch, self.phys, mm.space, wanted)
+        return int(self._migrating.shape[0])
+
+    def migrate_finish(self) -> None:
+        """End the migration under way: bytes in their new frames, page entries again."""
+        frames, self._migrating = self._migrating, None
+        if frames is None:
+            return
+        target = np.zeros(self.phys.mapcount.shape[0], np.int64)
+        move_frames(self.phys, frames, target, np.zeros(max(frames.shape[0], 1), np.int64))
+        move_cache_pages(self.phys, target)
+        for mm in self.mms:
+            remove_migration_ptes(self.arch, self.phys, mm.space, target)
+
+    def compact(self) -> int:
+        """Write to /proc/sys/vm/compact_memory: every mapped page moves to another frame.
+
+        Returns how many did; the model moves all that it has free frames for.
+        """
+        self.migrate_finish()
+        left = np.flatnonzero(self.phys.mapcount)
+        moved = 0
+        while left.shape[0] and self.free_frames:
+            now, left = left[: self.free_frames], left[self.free_frames :]
+            wanted = np.zeros(self.phys.mapcount.shape[0], np.bool_)
+            wanted[now] = True
+            moved += self._unmap_moving(wanted, anon_only=False)
+            self.migrate_finish()
+        return moved
+
     # --- accounting ---
 
     @property
     def free_frames(self) -> int:
         """Frames that nobody holds."""
         ctr = self.phys.ctr
-        return int(self.phys.mapcount.shape[0] - ctr[state.NEXT_FRAME] + ctr[state.FREE_FRAMES])
+        below = ctr[state.FREE_FRAMES] + ctr[state.FREE_LARGE]
+        return int(self.phys.mapcount.shape[0] - ctr[state.NEXT_FRAME] + below)
 
     @property
     def used_frames(self) -> int:

@@ -11,36 +11,67 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mm_model import access, state, uapi
-from mm_model.arm64.mmu import alloc_table, free_all_tables, free_pgtables
-from mm_model.arm64.pgtable import page_prot
+from mm_model.entry import (
+    access_words,
+    access_words_tlb,
+    alloc_table,
+    change_protection,
+    clear_refs_walk,
+    collapse_pmd,
+    copy_page_range,
+    discard_pages,
+    filemap_read_ahead,
+    frames_read,
+    free_all_tables,
+    free_pgtables,
+    get_user_page,
+    install_pages,
+    madvise_cold_or_pageout,
+    madvise_free,
+    move_page_tables,
+    next_large_folio,
+    page_mkclean,
+    page_prot,
+    pagemap_read,
+    pagemap_scan,
+    populate_range,
+    ptes_read,
+    split_huge_pmd_address,
+    store_bytes,
+    store_bytes_tlb,
+    swapin_willneed,
+    unmap_mapping_range,
+    versions_read,
+    zap_page_range,
+    zap_page_range_keep_markers,
+)
 from mm_model.errors import Livelock, MmError, NotModelled, SegFault
-from mm_model.gup import get_user_page, populate_range
-from mm_model.madvise import madvise_free
-from mm_model.memory import copy_page_range, zap_page_range
+from mm_model.fs_userfaultfd import UFFD_FEATURE_WP_ASYNC, Userfaultfd
+from mm_model.ksmd import Ksmd
 from mm_model.mmap import (
     VM_ACCOUNT,
     VM_DONTCOPY,
     VM_EXEC,
     VM_GROWSDOWN,
+    VM_HUGEPAGE,
     VM_LOCKED,
     VM_MAYEXEC,
     VM_MAYREAD,
     VM_MAYSHARE,
     VM_MAYWRITE,
+    VM_MERGEABLE,
+    VM_NOHUGEPAGE,
     VM_NORESERVE,
     VM_READ,
     VM_SHARED,
+    VM_UFFD_WP,
     VM_WIPEONFORK,
     VM_WRITE,
     VmaList,
     VmArea,
 )
-from mm_model.mprotect import change_protection
-from mm_model.mremap import move_page_tables
-from mm_model.restore import discard_pages, install_pages
+from mm_model.pagemap_scan import SCAN_WALK_END
 from mm_model.state import Space
-from mm_model.swap import madvise_cold_or_pageout, swapin_willneed
-from mm_model.task_mmu import clear_refs_walk, frames_read, pagemap_read, versions_read
 
 if TYPE_CHECKING:
     from mm_model.machine import Machine
@@ -55,6 +86,19 @@ _KNOWN_MAP_FLAGS = (
     uapi.MAP_SHARED | uapi.MAP_PRIVATE | uapi.MAP_FIXED | uapi.MAP_ANONYMOUS | uapi.MAP_GROWSDOWN
     | uapi.MAP_NORESERVE | uapi.MAP_STACK | uapi.MAP_FIXED_NOREPLACE
 )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ScanResult:
+    """What PAGEMAP_SCAN found.
+
+    ``regions``   uint64[n, 3], ascending: start and end address, categories
+    ``walk_end``  where the scan stopped: the end of the range, unless the buffer or ``max_pages``
+                  was full
+    """
+
+    regions: NDArray[np.uint64]
+    walk_end: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +135,8 @@ class Mm:
         self._vmas = VmaList(self._page)
         self._brk_start = 0
         self._brk = 0
+        self._cpu = 0
+        self._userfaultfd: Userfaultfd | None = None
         machine.ensure_tables(1)
         regs = np.zeros(state.REGS_SIZE, np.int64)
         regs[state.PGD] = alloc_table(machine.arch, machine.phys)
@@ -128,18 +174,42 @@ class Mm:
                 row[state.V_OBJECT] = area.shared_id
                 row[state.V_CACHE] = found.first
                 row[state.V_LIMIT] = found.npages
+                row[state.V_FILE] = found.npages if found.file else 0
             row[state.V_ANON] = area.anon_vma
             row[state.V_CHAIN] = area.chain
         self.space = Space(table, self.space.regs)
         self.space.regs[state.N_VMAS] = len(areas)
         self.space.regs[state.VMA_HINT] = 0
+        if self.space.regs[state.HUGE_PMDS]:
+            self._split_at_borders()
+
+    def _split_at_borders(self) -> None:
+        """No huge page lies across the border of a mapping (vma_adjust_trans_huge)."""
+        span = 1 << int(self.machine.arch.pmd_shift)
+        for border in {at for area in self.areas for at in (area.start, area.end) if at % span}:
+            where = np.uint64(border)
+            split_huge_pmd_address(self.machine.arch, self.machine.phys, self.space, where)
 
     def _set_page_prot(self, area: VmArea) -> None:
         """vma_set_page_prot: shared writable pages start read-only while writes are tracked."""
         soft_dirty = int(self.machine.arch.vm_softdirty)
-        tracked = soft_dirty and not area.flags & soft_dirty
+        tracked = (soft_dirty and not area.flags & soft_dirty) or area.flags & VM_UFFD_WP
+        tracked = tracked or self._is_file(area)
         shared = bool(area.flags & VM_SHARED) and not tracked
         area.page_prot = int(page_prot(self.machine.arch, area.flags & _ACCESS, shared))
+
+    def _is_file(self, area: VmArea) -> bool:
+        """Whether the file system wants to know of first writes (page_mkwrite)."""
+        return bool(area.shared_id) and self.machine.shared(area.shared_id).file
+
+    def wants_manual_write_upgrade(self, area: VmArea) -> bool:
+        """vma_wants_manual_pte_write_upgrade: pages become writable one by one, where allowed.
+
+        Not in shared memory: it is write-protected for tracking's sake only, if at all.
+        """
+        if area.flags & VM_SHARED and not self._is_file(area):
+            return False
+        return bool(area.flags & VM_WRITE)
 
     def _align(self, length: int) -> int:
         return -(-length // self._page) * self._page
@@ -160,7 +230,7 @@ class Mm:
         result = []
         for area in self.areas:
             flags = uapi.MAP_SHARED if area.flags & VM_SHARED else uapi.MAP_PRIVATE
-            if not area.shared_id or area.flags & VM_SHARED:
+            if not self._is_file(area) and (not area.shared_id or area.flags & VM_SHARED):
                 flags |= uapi.MAP_ANONYMOUS
             if area.flags & VM_GROWSDOWN:
                 flags |= uapi.MAP_GROWSDOWN
@@ -230,7 +300,10 @@ class Mm:
         gone = self._unmap(start, end)
         if not shared_id:
             pgoff = start // self._page
-        area = self._vmas.insert_new(VmArea(start, end, vm_flags, pgoff, shared_id, name))
+        area = self._vmas.insert_new(
+            VmArea(start, end, vm_flags, pgoff, shared_id, name),
+            next_first=self.machine.profile.mmap_joins_next_first,
+        )
         area.flags |= int(self.machine.arch.vm_softdirty)
         self._set_page_prot(area)
         self._push()
@@ -287,6 +360,15 @@ class Mm:
         zap_page_range(
             self.machine.arch, self.machine.phys, self.space, np.uint64(start), np.uint64(end)
         )
+
+    def _zap_pages(self, area: VmArea, start: int, end: int) -> None:
+        """Zap pages of a mapping that stays, with the marks that must not be lost."""
+        if area.shared_id and area.flags & VM_UFFD_WP:
+            machine = self.machine
+            bounds = np.uint64(start), np.uint64(end)
+            zap_page_range_keep_markers(machine.arch, machine.phys, self.space, *bounds)
+        else:
+            self._zap(start, end)
 
     def munmap(self, addr: int, length: int) -> None:
         """Unmap [addr, addr + length); gaps are fine."""
@@ -367,7 +449,8 @@ class Mm:
             if not old & (VM_ACCOUNT | VM_WRITE | VM_SHARED | VM_NORESERVE):
                 flags |= VM_ACCOUNT
         elif old & VM_ACCOUNT and not area.shared_id and not area.anon_vma:
-            flags &= ~VM_ACCOUNT
+            if self.machine.profile.mprotect_unaccounts:
+                flags &= ~VM_ACCOUNT
         area = self._vmas.modify(area, start, end, flags, area.name)
         area.flags = flags
         self._set_page_prot(area)
@@ -380,7 +463,7 @@ class Mm:
             np.uint64(end),
             np.uint64(flags),
             np.uint64(area.page_prot),
-            int(bool(flags & VM_WRITE) and not flags & VM_SHARED),
+            int(self.wants_manual_write_upgrade(area)),
         )
         if old & (VM_WRITE | VM_SHARED | VM_LOCKED) == VM_LOCKED and flags & VM_WRITE:
             self._populate(start, end)
@@ -459,6 +542,9 @@ class Mm:
         area = self._vmas.overlapping(old, old + 1)[0]
         moved = area.duplicate(old, old + old_len, self._page)
         moved.start, moved.end = new_addr, new_addr + new_len
+        if area.flags & VM_MERGEABLE:
+            # Merged pages would be confusing at the new place; they can merge there again.
+            self.machine.ksmd.unmerge(self, area, old, old + old_len)
         if not area.shared_id and not area.anon_vma:
             moved.pgoff = new_addr // self._page
         source, target = self._realign(area, old, new_addr, old_len)
@@ -472,7 +558,11 @@ class Mm:
             np.uint64(source),
             np.uint64(target),
             np.uint64(old + old_len - source),
+            int(bool(area.flags & VM_UFFD_WP) and self.machine.profile.mremap_clears_uffd_wp),
         )
+        # Without UFFD_FEATURE_EVENT_REMAP the moved mapping is no longer registered.
+        new_area.flags &= ~VM_UFFD_WP
+        self._push()
         locked = area.flags & VM_LOCKED
         if dontunmap:
             self._pull()
@@ -537,14 +627,19 @@ class Mm:
     def _madvise_dontneed(self, area: VmArea, start: int, end: int, advice: int) -> None:
         if advice != uapi.MADV_DONTNEED_LOCKED:
             self._refuse_locked(area)
-        self._zap(start, end)
+        self._zap_pages(area, start, end)
 
     def _madvise_free(self, area: VmArea, start: int, end: int, advice: int) -> None:
         self._refuse_locked(area)
         if area.shared_id:
             raise MmError(errno.EINVAL, "madvise: MADV_FREE is for anonymous private memory")
         madvise_free(
-            self.machine.arch, self.machine.phys, self.space, np.uint64(start), np.uint64(end)
+            self.machine.arch,
+            self.machine.phys,
+            self.space,
+            self.areas.index(area),
+            np.uint64(start),
+            np.uint64(end),
         )
 
     def _madvise_reclaim(self, area: VmArea, start: int, end: int, advice: int) -> None:
@@ -560,7 +655,13 @@ class Mm:
         )
 
     def _madvise_willneed(self, area: VmArea, start: int, end: int, advice: int) -> None:
-        if not area.shared_id:
+        if self._is_file(area):
+            machine, k = self.machine, self.areas.index(area)
+            limit = area.start + (machine.shared(area.shared_id).npages - area.pgoff) * self._page
+            bounds = np.uint64(start), np.uint64(max(start, min(end, limit)))
+            if filemap_read_ahead(machine.arch, machine.phys, self.space, k, *bounds) != state.OK:
+                raise MmError(errno.EAGAIN, "madvise: no frame is left to read into")
+        elif not area.shared_id:
             bounds = np.uint64(start), np.uint64(end)
             swapin_willneed(self.machine.arch, self.machine.phys, self.space, *bounds)
 
@@ -568,9 +669,11 @@ class Mm:
         self._refuse_locked(area)
         if not area.shared_id:
             raise MmError(errno.EINVAL, "madvise: MADV_REMOVE is for shared objects")
-        if area.flags & (VM_SHARED | VM_WRITE) != VM_SHARED | VM_WRITE:
+        # vma_is_shared_maywrite(): that the object may be written counts, not how it is mapped now.
+        if area.flags & (VM_SHARED | VM_MAYWRITE) != VM_SHARED | VM_MAYWRITE:
             raise MmError(errno.EACCES, "madvise: MADV_REMOVE needs a shared writable mapping")
-        self.discard(np.arange(start, end, self._page, dtype=np.uint64))
+        first = area.pgoff + (start - area.start) // self._page
+        self.machine.punch_hole(area.shared_id, first, (end - start) // self._page)
 
     def _madvise_flags(self, area: VmArea, start: int, end: int, advice: int) -> None:
         flags = area.flags
@@ -586,31 +689,75 @@ class Mm:
             flags |= VM_WIPEONFORK
         elif advice == uapi.MADV_KEEPONFORK:
             flags &= ~VM_WIPEONFORK
+        elif advice == uapi.MADV_HUGEPAGE:
+            flags = (flags & ~VM_NOHUGEPAGE) | VM_HUGEPAGE
+        elif advice == uapi.MADV_NOHUGEPAGE:
+            flags = (flags & ~VM_HUGEPAGE) | VM_NOHUGEPAGE
         self._change_flags(area, start, end, flags)
 
-    def _change_flags(self, area: VmArea, start: int, end: int, flags: int) -> None:
+    def _change_flags(self, area: VmArea, start: int, end: int, flags: int) -> VmArea:
         if flags == area.flags:
-            return
+            return area
         self._pull()
-        self._vmas.modify(area, start, end, flags, area.name).flags = flags
+        changed = self._vmas.modify(area, start, end, flags, area.name)
+        changed.flags = flags
         self._push()
+        return changed
+
+    def _madvise_mergeable(self, area: VmArea, start: int, end: int, advice: int) -> None:
+        if Ksmd.may_merge(area):
+            self.machine.ksmd.enter(self)
+            self._change_flags(area, start, end, area.flags | VM_MERGEABLE)
+
+    def _madvise_unmergeable(self, area: VmArea, start: int, end: int, advice: int) -> None:
+        if area.flags & VM_MERGEABLE:
+            self.machine.ksmd.unmerge(self, area, start, end)
+            self._change_flags(area, start, end, area.flags & ~VM_MERGEABLE)
 
     def _madvise_collapse(self, area: VmArea, start: int, end: int, advice: int) -> None:
         span = 1 << int(self.machine.arch.pmd_shift)
-        if -(-area.start // span) * span + span > area.end:
-            raise MmError(errno.EINVAL, "madvise: MADV_COLLAPSE: no room for a huge page")
-        raise NotModelled("madvise: huge pages (MADV_COLLAPSE) are not modelled yet")
+        room = -(-area.start // span) * span + span <= area.end
+        if area.shared_id and room:
+            raise NotModelled("madvise: MADV_COLLAPSE of shared objects")
+        if not room or area.flags & VM_NOHUGEPAGE:
+            raise MmError(errno.EINVAL, "madvise: MADV_COLLAPSE: no huge page can be here")
+        first, last = -(-start // span) * span, end // span * span
+        done = 0
+        for address in range(first, last, span):
+            machine = self.machine
+            machine.ensure_tables(2 * machine.arch.levels)
+            where = np.uint64(address)
+            k = self.areas.index(area)
+            machine.migrate_finish()
+            status = collapse_pmd(machine.arch, machine.phys, self.space, k, where)
+            if status == state.NO_FRAMES:
+                raise MmError(errno.ENOMEM, "madvise: MADV_COLLAPSE: no huge page is free")
+            done += status == state.OK
+        if first > last or done != (last - first) // span:
+            raise MmError(errno.EINVAL, "madvise: MADV_COLLAPSE: not all of it could be collapsed")
 
     def _madvise_populate(self, start: int, end: int, write: int) -> None:
+        past_gaps = self.machine.profile.populate_past_gaps
+        gap = -1
         while start < end:
             k = self._vmas.index(start)
             if k == len(self.areas) or self.areas[k].start > start:
-                raise MmError(errno.ENOMEM, f"madvise: {start:#x} is not mapped")
+                if not past_gaps:
+                    raise MmError(errno.ENOMEM, f"madvise: {start:#x} is not mapped")
+                gap = start
+                start = end if k == len(self.areas) else min(self.areas[k].start, end)
+                continue
             if not self.areas[k].flags & (VM_WRITE if write else VM_READ):
                 raise MmError(errno.EINVAL, f"madvise: {start:#x} does not allow it")
             stop = min(self.areas[k].end, end)
-            self._fault_in(start, stop, write, force=0)
+            try:
+                self._fault_in(start, stop, write, force=0)
+            except SegFault as fault:
+                # Beyond the end of a file: an error here, where an access gets SIGBUS.
+                raise MmError(errno.EFAULT, f"madvise: cannot fault in: {fault.strerror}") from None
             start = stop
+        if gap >= 0:
+            raise MmError(errno.ENOMEM, f"madvise: {gap:#x} is not mapped")
 
     def _fault_in(self, start: int, end: int, write: int, force: int) -> None:
         """Fault pages in as GUP does; ``MmError`` EFAULT where it cannot."""
@@ -674,7 +821,7 @@ class Mm:
             if area.flags & VM_DONTCOPY:
                 continue
             twin = area.duplicate(area.start, area.end, self._page)
-            twin.flags &= ~VM_LOCKED
+            twin.flags &= ~(VM_LOCKED | VM_UFFD_WP)
             if area.flags & VM_WIPEONFORK:
                 twin.anon_vma = twin.chain = 0
             else:
@@ -688,6 +835,8 @@ class Mm:
         for k in copied:
             machine.ensure_tables(self._tables_for(self.areas[k].end - self.areas[k].start))
             copy_page_range(machine.arch, machine.phys, self.space, child.space, k)
+        if self in machine.ksmd.mms:
+            machine.ksmd.enter(child)
         return child
 
     def exit(self) -> None:
@@ -704,9 +853,17 @@ class Mm:
         table, position = np.zeros((2, machine.arch.levels), np.int64)
         free_all_tables(machine.arch, machine.phys, self.space, table, position)
         machine.mms.remove(self)
+        if self in machine.ksmd.mms:
+            machine.ksmd.mms.remove(self)
         machine.drop_unmapped(gone)
 
     # --- accesses ---
+
+    def run_on(self, cpu: int) -> None:
+        """The CPU that makes the accesses from now on: 0 to ``ModelConfig.cpus`` - 1."""
+        if not 0 <= cpu < self.machine.config.cpus:
+            raise ValueError(f"cpu {cpu}: the machine has {self.machine.config.cpus}")
+        self._cpu = cpu
 
     def store_words(self, addresses: NDArray[np.uint64], values: NDArray[np.uint64]) -> int:
         """Store ``values`` (uint64[n]) at ``addresses`` (uint64[n]); none may cross a page.
@@ -735,9 +892,11 @@ class Mm:
         done = 0
         while True:
             machine = self.machine
-            done = access.access_words(
-                machine.arch, machine.phys, self.space, where, values, mode, done
-            )
+            parts = machine.arch, machine.phys, self.space
+            if machine.tlb is None:
+                done = access_words(*parts, where, values, mode, done)
+            else:
+                done = access_words_tlb(*parts, machine.tlb, self._cpu, where, values, mode, done)
             if done == where.shape[0]:
                 return int(machine.phys.ctr[state.N_FAULTS]) - before
             self._recover()
@@ -764,10 +923,14 @@ class Mm:
         while True:
             machine = self.machine
             first = done
-            done = access.store_bytes(
-                machine.arch, machine.phys, self.space, machine.content, where, lengths, data,
-                first, position
-            )  # fmt: skip
+            parts = machine.arch, machine.phys, self.space
+            if machine.tlb is None:
+                done = store_bytes(*parts, machine.content, where, lengths, data, first, position)
+            else:
+                done = store_bytes_tlb(
+                    *parts, machine.tlb, self._cpu,
+                    machine.content, where, lengths, data, first, position,
+                )  # fmt: skip
             if done == where.shape[0]:
                 return int(machine.phys.ctr[state.N_FAULTS]) - before
             position += int(lengths[first:done].sum(dtype=np.uint64))
@@ -833,6 +996,8 @@ class Mm:
         status, address = int(ctr[state.STATUS]), int(ctr[state.FAULT_ADDRESS])
         if status == state.NO_TABLES:
             self.machine.ensure_tables(self.machine.arch.levels)
+        elif status == state.MIGRATING:
+            self.machine.migrate_finish()
         elif status == state.GROW_STACK and self._expand_stack(address):
             return
         elif status == state.NO_FRAMES:
@@ -866,6 +1031,37 @@ class Mm:
         self._push()
         return True
 
+    # --- userfaultfd ---
+
+    def userfaultfd(self, features: int = UFFD_FEATURE_WP_ASYNC) -> Userfaultfd:
+        """Open a userfaultfd: UFFD_FEATURE_WP_ASYNC, one at a time."""
+        if self._userfaultfd is not None:
+            raise NotModelled("userfaultfd: a second one in the same process")
+        self._userfaultfd = Userfaultfd(self, features)
+        return self._userfaultfd
+
+    def forget_userfaultfd(self) -> None:
+        """The userfaultfd has been closed."""
+        self._userfaultfd = None
+
+    def mappings(self, call: str, addr: int, length: int) -> list[VmArea]:
+        """The mappings in a page-aligned range, for ``call``; gaps are fine."""
+        return self._vmas.overlapping(addr, self._check_range(call, addr, length))
+
+    def change_flags(self, area: VmArea, start: int, end: int, flags: int) -> VmArea:
+        """Give [start, end) of ``area`` other VM_* flags; returns the mapping that it is now in."""
+        return self._change_flags(area, start, end, flags)
+
+    def update_page_prot(self, area: VmArea) -> None:
+        """Work vm_page_prot out again after a change of flags."""
+        self._set_page_prot(area)
+        self._pull()
+        self._push()
+
+    def ensure_tables_for(self, length: int) -> None:
+        """Make sure that page tables for ``length`` bytes can be allocated."""
+        self.machine.ensure_tables(self._tables_for(length))
+
     # --- /proc ---
 
     def clear_refs(self, mode: int = 4) -> None:
@@ -893,6 +1089,8 @@ class Mm:
                     self._set_page_prot(area)
             self._push()
         clear_refs_walk(machine.arch, machine.phys, self.space, mode)
+        if "clear-refs-no-tlb-flush" not in machine.config.hunks_off:
+            machine.flush_tlb()
 
     def pagemap(
         self, start: int, npages: int, out: NDArray[np.uint64] | None = None
@@ -909,6 +1107,51 @@ class Mm:
         machine = self.machine
         pagemap_read(machine.arch, machine.phys, self.space, np.uint64(start), out)
         return out
+
+    def pagemap_scan(
+        self,
+        start: int,
+        end: int,
+        *,
+        flags: int = 0,
+        vec_len: int | None = None,
+        max_pages: int = 0,
+        category_inverted: int = 0,
+        category_mask: int = 0,
+        category_anyof_mask: int = 0,
+        return_mask: int = 0,
+    ) -> ScanResult:
+        """The PAGEMAP_SCAN ioctl on /proc/PID/pagemap.
+
+        ``vec_len`` is the room for regions in the caller's buffer: 0, no buffer; None, as much as
+        can be needed. ``MmError`` ENOTTY before 6.7, EPERM where PM_SCAN_CHECK_WPASYNC finds a
+        mapping that is not registered with userfaultfd, EINVAL for arguments that make no sense.
+        """
+        page, machine = self._page, self.machine
+        if not machine.profile.pagemap_scan:
+            raise MmError(errno.ENOTTY, "PAGEMAP_SCAN: this kernel does not have it")
+        masks = category_inverted, category_mask, category_anyof_mask, return_mask
+        known = uapi.PAGE_IS_SOFT_DIRTY * 2 - 1
+        if any(mask & ~known for mask in masks) or flags & ~3:
+            raise MmError(errno.EINVAL, "PAGEMAP_SCAN: unknown flags or categories")
+        stop = self._check_range("PAGEMAP_SCAN", start, end - start)
+        room = (stop - start) // page if vec_len is None else vec_len
+        if flags & uapi.PM_SCAN_WP_MATCHING:
+            for area in self._vmas.overlapping(start, stop):
+                self.ensure_tables_for(min(area.end, stop) - max(area.start, start))
+        # No more regions than pages in mappings.
+        covered = sum(
+            (min(area.end, stop) - max(area.start, start)) // page
+            for area in self._vmas.overlapping(start, stop)
+        )
+        regions = np.zeros((min(room, covered), 3), np.uint64)
+        arguments = np.array(
+            [start, stop, flags, room, max_pages or 1 << 62, *masks, 0, 0], np.uint64
+        )
+        found = int(pagemap_scan(machine.arch, machine.phys, self.space, arguments, regions))
+        if found < 0:
+            raise MmError(errno.EPERM, "PAGEMAP_SCAN: a mapping is not tracked by userfaultfd")
+        return ScanResult(regions[:found], int(arguments[SCAN_WALK_END]))
 
     @property
     def rss_pages(self) -> int:
@@ -946,17 +1189,14 @@ class Mm:
         return out
 
     def ptes(self, start: int, npages: int) -> NDArray[np.uint64]:
-        """The page-table entries themselves, as uint64[npages]; 0 where there is none."""
-        self._check_range("ptes", start, npages * self._page)
-        from mm_model.arm64.mmu import walk
+        """The page-table entries, as uint64[npages]; 0 where there is none.
 
-        machine = self.machine
+        As the kernel's own code reads them: those of a contiguous block with AF and dirty of all.
+        """
+        self._check_range("ptes", start, npages * self._page)
         out = np.zeros(npages, np.uint64)
-        for k in range(npages):
-            address = np.uint64(start + k * self._page)
-            index = walk(machine.arch, machine.phys, int(self.space.regs[state.PGD]), address)
-            if index >= 0:
-                out[k] = machine.phys.tables[index]
+        machine = self.machine
+        ptes_read(machine.arch, machine.phys, self.space, np.uint64(start), out)
         return out
 
     def peek(self, address: int, length: int) -> bytes:
@@ -967,6 +1207,28 @@ class Mm:
         rows = np.maximum(self.frames(start, (end - start) // self._page), 0)
         whole = self.machine.content[rows].reshape(-1)
         return whole[address - start : address - start + length].tobytes()
+
+    # --- debugging ---
+
+    def split_huge_pages(self, start: int, length: int) -> int:
+        """Split every large folio mapped in [start, start + length) (debugfs split_huge_pages).
+
+        Returns how many were split.
+        """
+        end = self._check_range("split_huge_pages", start, length)
+        machine = self.machine
+        split = 0
+        for area in self._vmas.overlapping(start, end):
+            k, stop = self.areas.index(area), np.uint64(min(area.end, end))
+            where = np.uint64(max(area.start, start))
+            while True:
+                arch, phys = machine.arch, machine.phys
+                where = np.uint64(next_large_folio(arch, phys, self.space, k, where, stop))
+                if where >= stop:
+                    break
+                machine.split_folio(self, k, int(where))
+                split += 1
+        return split
 
     # --- restoring ---
 
@@ -1015,6 +1277,8 @@ class Mm:
         for mm in machine.mms:
             mm._unmap_object_page(area.shared_id, page, -1 if cached & 1 else cached >> 1)
         machine.truncate_page(position)
+        if target.file:
+            machine.truncate_page(position + target.npages)
 
     def _unmap_object_page(self, shared_id: int, page: int, frame: int) -> None:
         """Take down this address space's entries that map ``frame`` as the object's ``page``."""
@@ -1026,6 +1290,30 @@ class Mm:
                 where = np.array([address], np.uint64)
                 arch, phys = self.machine.arch, self.machine.phys
                 discard_pages(arch, phys, self.space, _readonly(where, np.uint64))
+
+    def unmap_object(self, shared_id: int, first: int, count: int) -> None:
+        """Take down what this process maps of an object's pages, its private copies aside."""
+        arch, phys = self.machine.arch, self.machine.phys
+        for k, area in enumerate(self.areas):
+            if area.shared_id != shared_id:
+                continue
+            start = max(area.start, area.start + (first - area.pgoff) * self._page)
+            end = min(area.end, area.start + (first + count - area.pgoff) * self._page)
+            if start < end:
+                unmap_mapping_range(arch, phys, self.space, k, np.uint64(start), np.uint64(end))
+
+    def protect_dirty_pages(self, shared_id: int) -> None:
+        """Write-protect what shared mappings have of a file's dirty pages (folio_mkclean)."""
+        for k, area in enumerate(self.areas):
+            if area.shared_id == shared_id and area.flags & VM_SHARED:
+                page_mkclean(self.machine.arch, self.machine.phys, self.space, k)
+
+    def msync(self, addr: int, length: int) -> None:
+        """MS_SYNC: store the dirty pages of the files that are mapped shared in the range."""
+        found = self.mappings("msync", addr, length)
+        for shared_id in sorted({area.shared_id for area in found if area.flags & VM_SHARED}):
+            if self.machine.shared(shared_id).file:
+                self.machine.sync_file(shared_id)
 
     def _page_addresses(self, call: str, addresses: NDArray[np.uint64]) -> NDArray[np.uint64]:
         where = _readonly(addresses, np.uint64)
@@ -1049,6 +1337,10 @@ _ADVICE: dict[int, Callable[[Mm, VmArea, int, int, int], None]] = {
     uapi.MADV_DOFORK: Mm._madvise_flags,
     uapi.MADV_WIPEONFORK: Mm._madvise_flags,
     uapi.MADV_KEEPONFORK: Mm._madvise_flags,
+    uapi.MADV_MERGEABLE: Mm._madvise_mergeable,
+    uapi.MADV_UNMERGEABLE: Mm._madvise_unmergeable,
+    uapi.MADV_HUGEPAGE: Mm._madvise_flags,
+    uapi.MADV_NOHUGEPAGE: Mm._madvise_flags,
     uapi.MADV_COLD: Mm._madvise_reclaim,
     uapi.MADV_PAGEOUT: Mm._madvise_reclaim,
     uapi.MADV_COLLAPSE: Mm._madvise_collapse,
@@ -1056,12 +1348,7 @@ _ADVICE: dict[int, Callable[[Mm, VmArea, int, int, int], None]] = {
     uapi.MADV_POPULATE_WRITE: Mm._madvise_flags,
 }
 
-_LATER_ADVICE = {
-    uapi.MADV_MERGEABLE: "KSM (MADV_MERGEABLE)",
-    uapi.MADV_UNMERGEABLE: "KSM (MADV_UNMERGEABLE)",
-    uapi.MADV_HUGEPAGE: "THP (MADV_HUGEPAGE)",
-    uapi.MADV_NOHUGEPAGE: "THP (MADV_NOHUGEPAGE)",
-}
+_LATER_ADVICE: dict[int, str] = {}
 
 
 def _readonly(values: ArrayLike, dtype: type[np.generic]) -> NDArray[Any]:

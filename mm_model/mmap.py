@@ -23,12 +23,16 @@ VM_MAYWRITE = 0x20
 VM_MAYEXEC = 0x40
 VM_MAYSHARE = 0x80
 VM_GROWSDOWN = 0x100
+VM_UFFD_WP = 0x1000
 VM_LOCKED = 0x2000
 VM_DONTCOPY = 0x20000
 VM_ACCOUNT = 0x100000
 VM_NORESERVE = 0x200000
 VM_WIPEONFORK = 0x02000000
+VM_MERGEABLE = 0x80000000
 VM_SOFTDIRTY = 0x08000000
+VM_HUGEPAGE = 0x20000000
+VM_NOHUGEPAGE = 0x40000000
 
 
 @inlined
@@ -140,11 +144,14 @@ class VmaList:
         before = self.areas[k - 1] if k > 0 else None
         return before, (self.areas[k] if k < len(self.areas) else None)
 
-    def insert_new(self, new: VmArea, *, expand_only: bool = False) -> VmArea:
+    def insert_new(
+        self, new: VmArea, *, expand_only: bool = False, next_first: bool = False
+    ) -> VmArea:
         """Add a mapping for an empty range, merged with its neighbours if it can be.
 
-        ``expand_only``: with the previous mapping only, as brk does. Returns the mapping that now
-        covers it.
+        ``expand_only``: with the previous mapping only, as brk does. ``next_first``: as mmap did
+        in 6.1, with the next one first; the previous one then must suit that one's anon_vma.
+        Returns the mapping that now covers it.
         """
         before, after = self.neighbours(new.start, new.end)
         left = before is not None and before.end == new.start and self._after(before, new)
@@ -153,8 +160,10 @@ class VmaList:
             and after is not None
             and after.start == new.end
             and self._before(new, after)
-            and (not left or before is None or _anon_compatible(before, after, None))
+            and (next_first or not left or before is None or _anon_compatible(before, after, None))
         )
+        if next_first and left and right and before is not None and after is not None:
+            left = _anon_compatible(after, before, before)
         if left and before is not None:
             before.end = new.end
             if right and after is not None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mm_model._compiled import compiled, inlined
-from mm_model.arm64.mmu import walk
-from mm_model.arm64.pgtable import (
+from mm_model.asm.pgtable import (
     U0,
     U1,
     Arch,
@@ -17,10 +16,33 @@ from mm_model.arm64.pgtable import (
     pte_pfn,
     pte_present,
     pte_protnone,
+    pte_valid_cont,
     pte_write,
+    swp_type,
 )
-from mm_model.memory import pte_needs_soft_dirty_wp
-from mm_model.state import PG_ANON, PG_EXCLUSIVE, PGD, VM_SHARED, Flag, Int, Phys, Space
+from mm_model.asm.ptes import contpte_try_fold, contpte_unfold
+from mm_model.huge_memory import change_huge_pmd
+from mm_model.memory import pte_needs_soft_dirty_wp, userfaultfd_pte_wp
+from mm_model.pagewalk import walk
+from mm_model.state import (
+    HUGE_PMDS,
+    LARGE_FOLIOS,
+    PG_ANON,
+    PG_EXCLUSIVE,
+    PGD,
+    VM_SHARED,
+    Flag,
+    Int,
+    Phys,
+    Space,
+)
+from mm_model.swapops import (
+    SWP_MIGRATION_READ,
+    SWP_MIGRATION_READ_EXCLUSIVE,
+    SWP_MIGRATION_WRITE,
+    migration_entry_as,
+    migration_frame,
+)
 
 
 @inlined
@@ -28,10 +50,22 @@ def can_change_pte_writable(arch: Arch, phys: Phys, flags: np.uint64, pte: Pte) 
     """Whether the page may become writable at once, because its next write needs no fault."""
     if pte_protnone(arch, pte) or pte_needs_soft_dirty_wp(arch, flags, pte):
         return False
+    if userfaultfd_pte_wp(flags, pte):
+        return False
     if flags & VM_SHARED != U0:
         return pte_dirty(pte)
     own = PG_ANON | PG_EXCLUSIVE
     return phys.flags[np.int64(pte_pfn(arch, pte))] & own == own
+
+
+@compiled
+def change_migration_entry(arch: Arch, phys: Phys, index: Int) -> None:
+    """A moving page is no longer to be writable without being asked for."""
+    pte = phys.tables[index]
+    if swp_type(arch, pte) == SWP_MIGRATION_WRITE:
+        anon = phys.flags[migration_frame(arch, pte)] & PG_ANON
+        kind = SWP_MIGRATION_READ_EXCLUSIVE if anon else SWP_MIGRATION_READ
+        phys.tables[index] = migration_entry_as(arch, pte, kind)
 
 
 @compiled
@@ -50,19 +84,28 @@ def change_protection(
     ``flags`` are those of the mapping, already changed.
 
     ``try_writable``: MM_CP_TRY_CHANGE_WRITABLE. Swap entries carry no protection and stay as they
-    are.
+    are; migration entries do.
     """
     address = start
+    folios = phys.ctr[LARGE_FOLIOS] != 0
     while address < end:
         last = ((address >> arch.pmd_shift) + U1) << arch.pmd_shift
         if last > end:
             last = end
         index = walk(arch, phys, space.regs[PGD], address)
+        if index < 0 and space.regs[HUGE_PMDS] != 0:
+            if change_huge_pmd(arch, phys, space, address, last, flags, newprot, try_writable):
+                index = walk(arch, phys, space.regs[PGD], address)
         if index >= 0:
             for k in range(index, index + np.int64((last - address) >> arch.page_shift)):
                 pte = phys.tables[k]
                 if not pte_present(arch, pte):
+                    if pte != U0:
+                        change_migration_entry(arch, phys, k)
                     continue
+                if folios and pte_valid_cont(pte):
+                    contpte_unfold(arch, phys, k)
+                    pte = phys.tables[k]
                 pte = pte_modify(arch, pte, newprot)
                 if (
                     try_writable != 0
@@ -71,4 +114,6 @@ def change_protection(
                 ):
                     pte = pte_mkwrite(pte)
                 phys.tables[k] = pte
+                if folios:
+                    contpte_try_fold(arch, phys, k, pte)
         address = last

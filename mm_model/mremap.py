@@ -10,17 +10,22 @@ from __future__ import annotations
 import numpy as np
 
 from mm_model._compiled import compiled, inlined
-from mm_model.arm64.mmu import pte_alloc, walk, walk_to
-from mm_model.arm64.pgtable import (
+from mm_model.asm.pgtable import (
     U0,
     U1,
     Arch,
     Pte,
+    pte_clear_uffd_wp,
     pte_mksoft_dirty,
     pte_present,
+    pte_swp_clear_uffd_wp,
     pte_swp_mksoft_dirty,
 )
-from mm_model.state import NO_TABLES, OK, PGD, Flag, Int, Phys, Space
+from mm_model.asm.ptes import ptep_get_and_clear, set_pte_at
+from mm_model.huge_memory import move_huge_pmd
+from mm_model.pagewalk import huge_pmd, pte_alloc, walk, walk_to
+from mm_model.state import LARGE_FOLIOS, NO_TABLES, OK, PGD, Flag, Int, Phys, Space
+from mm_model.swapops import is_pte_marker
 
 
 @inlined
@@ -29,6 +34,16 @@ def move_soft_dirty_pte(arch: Arch, pte: Pte) -> Pte:
     if pte_present(arch, pte):
         return pte_mksoft_dirty(arch, pte)
     return pte_swp_mksoft_dirty(arch, pte)
+
+
+@inlined
+def clear_uffd_wp_of(arch: Arch, pte: Pte) -> Pte:
+    """What is left of an entry that moves out of a registered mapping: a marker is nothing."""
+    if pte_present(arch, pte):
+        return pte_clear_uffd_wp(pte)
+    if is_pte_marker(arch, pte):
+        return U0
+    return pte_swp_clear_uffd_wp(arch, pte)
 
 
 @compiled
@@ -59,9 +74,18 @@ def move_normal_pmd(
 
 @compiled
 def move_page_tables(
-    arch: Arch, phys: Phys, space: Space, source: np.uint64, target: np.uint64, length: np.uint64
+    arch: Arch,
+    phys: Phys,
+    space: Space,
+    source: np.uint64,
+    target: np.uint64,
+    length: np.uint64,
+    clear_uffd_wp: Int,
 ) -> Int:
     """Move the entries of ``length`` bytes at ``source`` to ``target``; OK or NO_TABLES.
+
+    ``clear_uffd_wp``: the mapping is registered with a userfaultfd that is not told of moves: its
+    entries lose their protection, so that they must be moved one by one.
 
     The caller has made sure that tables suffice and the target range is empty.
     """
@@ -74,7 +98,11 @@ def move_page_tables(
             extent = room
         if end - source < extent:
             extent = end - source
-        moved = extent == span and move_normal_pmd(arch, phys, space, source, target)
+        if huge_pmd(arch, phys, space, source) >= 0:
+            moved = move_huge_pmd(arch, phys, space, source, target, extent, clear_uffd_wp)
+        else:
+            whole = extent == span and clear_uffd_wp == 0
+            moved = whole and move_normal_pmd(arch, phys, space, source, target)
         if not moved:
             index = walk(arch, phys, space.regs[PGD], source)
             if index >= 0:
@@ -83,9 +111,15 @@ def move_page_tables(
                     return NO_TABLES
                 for k in range(np.int64(extent >> arch.page_shift)):
                     pte = phys.tables[index + k]
-                    if pte != U0:
-                        phys.tables[index + k] = U0
-                        phys.tables[new + k] = move_soft_dirty_pte(arch, pte)
+                    if pte == U0:
+                        continue
+                    pte = move_soft_dirty_pte(arch, ptep_get_and_clear(arch, phys, index + k))
+                    if clear_uffd_wp != 0:
+                        pte = clear_uffd_wp_of(arch, pte)
+                    if phys.ctr[LARGE_FOLIOS] != 0:
+                        set_pte_at(arch, phys, new + k, pte)
+                    else:
+                        phys.tables[new + k] = pte
         source += extent
         target += extent
     return OK

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from mm_model._compiled import compiled
 from mm_model.access import write_bytes
-from mm_model.arm64.mmu import pte_alloc, walk
-from mm_model.arm64.pgtable import (
+from mm_model.asm.pgtable import (
     U0,
     Arch,
     pte_mkdirty,
@@ -20,17 +19,20 @@ from mm_model.arm64.pgtable import (
     pte_pfn,
     pte_present,
 )
+from mm_model.asm.ptes import contpte_try_unfold
 from mm_model.frames import alloc_frame
+from mm_model.huge_memory import split_huge_pmd_address
 from mm_model.memory import (
     map_anon_frame,
     map_cache_frame,
     maybe_mkwrite,
+    object_folio,
     object_position,
     zap_pte,
 )
 from mm_model.mmap import find_vma
+from mm_model.pagewalk import pte_alloc, walk
 from mm_model.rmap import anon_vma_prepare
-from mm_model.shmem import shmem_get_folio
 from mm_model.state import (
     FAULT_ADDRESS,
     NO_FRAMES,
@@ -55,6 +57,7 @@ from mm_model.state import (
 @compiled
 def mark_written(arch: Arch, phys: Phys, space: Space, vma: Int, index: Int) -> None:
     """Leave a present entry as a write leaves it."""
+    contpte_try_unfold(arch, phys, index)
     entry = pte_mkdirty(arch, pte_mkyoung(phys.tables[index]))
     phys.tables[index] = maybe_mkwrite(entry, space.vmas[vma, V_FLAGS])
 
@@ -67,6 +70,7 @@ def install_frame(arch: Arch, phys: Phys, space: Space, address: np.uint64) -> I
     if vma < 0 or address < space.vmas[vma, V_START]:
         phys.ctr[STATUS] = SEGV_MAPERR
         return np.int64(-1)
+    split_huge_pmd_address(arch, phys, space, address)
     index = pte_alloc(arch, phys, space, address)
     if index < 0:
         phys.ctr[STATUS] = NO_TABLES
@@ -77,10 +81,10 @@ def install_frame(arch: Arch, phys: Phys, space: Space, address: np.uint64) -> I
         if position < 0:
             phys.ctr[STATUS] = SIGBUS
             return np.int64(-1)
-        frame = shmem_get_folio(phys, position)
+        frame = object_folio(phys, space, vma, position)
         if frame < 0:
             phys.ctr[STATUS] = NO_FRAMES
-        elif pte == U0:
+        elif not pte_present(arch, pte):
             map_cache_frame(arch, phys, space, vma, index, frame, 1, False)
         else:
             phys.flags[frame] |= PG_DIRTY
@@ -126,6 +130,7 @@ def install_pages(
 @compiled
 def discard_page(arch: Arch, phys: Phys, space: Space, address: np.uint64) -> None:
     """Take down one page's entry."""
+    split_huge_pmd_address(arch, phys, space, address)
     index = walk(arch, phys, space.regs[PGD], address)
     if index >= 0:
         zap_pte(arch, phys, space, index)

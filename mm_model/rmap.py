@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from mm_model._compiled import compiled, inlined
-from mm_model.arm64.pgtable import U0, U1, Arch
+from mm_model.arch import U0, U1, Arch
 from mm_model.state import (
     ANON_VMA,
     N_VMAS,

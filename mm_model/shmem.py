@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from mm_model._compiled import compiled
-from mm_model.arm64.pgtable import U0, U1
+from mm_model.arch import U0, U1
 from mm_model.frames import alloc_frame, free_frame, free_slot, put_frame
 from mm_model.state import N_SWAPIN, PG_CACHE, PG_DIRTY, PG_SWAPBACKED, Int, Phys
 

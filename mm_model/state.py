@@ -37,7 +37,15 @@ N_SWAPIN: Final = 15
 N_ZERO: Final = 16
 N_LIVELOCKS: Final = 17
 PREFETCHED: Final = 18  # of no meaning; see access.py
-CTR_SIZE: Final = 19
+TLB_GENERATION: Final = 19  # raised by every flush; see tlb.py
+LARGE_FOLIOS: Final = 20  # folios of more than one page that exist; 0 keeps the common paths short
+FREE_LARGE: Final = 21  # frames in ``free_folios``
+THP_ALWAYS: Final = 22  # orders (bit n: 2**n pages) that anonymous faults may use everywhere
+THP_MADVISE: Final = 23  # and where MADV_HUGEPAGE was given
+DEPOSITED: Final = 24  # tables set aside, one for each huge page that a split would need it for
+CTR_SIZE: Final = 25
+
+MAX_ORDER: Final = 32
 
 # Space.regs
 PGD: Final = 0  # the top table
@@ -45,7 +53,8 @@ N_VMAS: Final = 1
 RSS: Final = 2  # pages mapped, without the zero page
 HIWATER_RSS: Final = 3
 VMA_HINT: Final = 4  # the VMA found last
-REGS_SIZE: Final = 5
+HUGE_PMDS: Final = 5  # huge page entries, the huge zero page included; 0 keeps walks short
+REGS_SIZE: Final = 6
 
 # columns of Space.vmas
 V_START: Final = 0
@@ -58,7 +67,8 @@ V_CACHE: Final = 6  # the object's first entry in Phys.cache
 V_LIMIT: Final = 7  # the object's size in pages
 V_ANON: Final = 8  # anon_vma, 0: none yet
 V_CHAIN: Final = 9  # length of the anon_vma chain
-V_COLUMNS: Final = 10
+V_FILE: Final = 10  # pages of a file: as many in Phys.cache again, for its disk; 0: no file
+V_COLUMNS: Final = 11
 
 # vm_flags (include/linux/mm.h)
 VM_READ: Final = np.uint64(0x1)
@@ -70,12 +80,15 @@ VM_MAYWRITE: Final = np.uint64(0x20)
 VM_MAYEXEC: Final = np.uint64(0x40)
 VM_MAYSHARE: Final = np.uint64(0x80)
 VM_GROWSDOWN: Final = np.uint64(0x100)
+VM_UFFD_WP: Final = np.uint64(0x1000)
 VM_LOCKED: Final = np.uint64(0x2000)
 VM_DONTCOPY: Final = np.uint64(0x20000)
 VM_ACCOUNT: Final = np.uint64(0x100000)
 VM_NORESERVE: Final = np.uint64(0x200000)
 VM_WIPEONFORK: Final = np.uint64(0x02000000)
 VM_SOFTDIRTY: Final = np.uint64(0x08000000)
+VM_HUGEPAGE: Final = np.uint64(0x20000000)
+VM_NOHUGEPAGE: Final = np.uint64(0x40000000)
 
 # frame flags
 PG_ANON: Final = np.uint8(1)
@@ -84,6 +97,9 @@ PG_SWAPBACKED: Final = np.uint8(4)  # clear: MADV_FREE'd
 PG_DIRTY: Final = np.uint8(8)
 PG_SWAPCACHE: Final = np.uint8(16)  # in memory and in the swap cache
 PG_CACHE: Final = np.uint8(32)  # belongs to a shared object
+PG_LARGE: Final = np.uint8(64)  # one page of a folio of 2**``order`` pages, naturally aligned
+PG_KSM: Final = np.uint8(128)  # merged: several may map it, nobody may write to it
+PG_FREE: Final = np.uint8(PG_ANON | PG_CACHE)  # never both: coalesce_free_frames marks with it
 
 # how an access or a walk ended
 OK: Final = 0
@@ -95,6 +111,8 @@ NO_TABLES: Final = 5  # the caller grows Phys.tables and goes on
 LIVELOCK: Final = 6
 GROW_STACK: Final = 7  # the caller expands the stack and goes on
 GUP_EFAULT: Final = 8
+MIGRATING: Final = 9  # the caller lets the migration end and goes on
+FALLBACK: Final = 10  # no huge page here: go on with page entries
 
 RETRY_LIMIT: Final = 64
 
@@ -110,11 +128,15 @@ class Phys(NamedTuple):
     ``mapcount``     int32 per frame: page-table entries that map it
     ``flags``        uint8 per frame: PG_*
     ``slot_of``      int32 per frame: the swap slot that holds this frame, 0 none
+    ``order``        uint8 per frame: log2 of its folio's pages; valid with PG_LARGE only
     ``free_frames``  int64 stack
+    ``free_folios``  int64[MAX_ORDER]: first free folio of each order, 0 none
+    ``next_free``    int64 per frame: the next one in that list
     ``slot_frame``   int64 per swap slot: the frame with its content, 0 = slot is free
     ``slot_count``   int32 per swap slot: entries (page tables, shared objects) that name it
     ``free_slots``   int64 stack
-    ``cache``        uint64: page cache of shared objects; 0 hole, frame << 1, or slot << 1 | 1
+    ``cache``        uint64: page cache of shared objects; 0 hole, frame << 1, or slot << 1 | 1;
+                     a file has a second run for what is stored
     ``ctr``          int64[CTR_SIZE]
     """
 
@@ -125,7 +147,10 @@ class Phys(NamedTuple):
     mapcount: NDArray[np.int32]
     flags: NDArray[np.uint8]
     slot_of: NDArray[np.int32]
+    order: NDArray[np.uint8]
     free_frames: NDArray[np.int64]
+    free_folios: NDArray[np.int64]
+    next_free: NDArray[np.int64]
     slot_frame: NDArray[np.int64]
     slot_count: NDArray[np.int32]
     free_slots: NDArray[np.int64]

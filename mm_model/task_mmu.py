@@ -1,4 +1,4 @@
-"""/proc/PID/clear_refs and /proc/PID/pagemap (fs/proc/task_mmu.c)."""
+"""/proc/PID/clear_refs, /proc/PID/pagemap and its PAGEMAP_SCAN ioctl (fs/proc/task_mmu.c)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mm_model._compiled import compiled, inlined
-from mm_model.arm64.mmu import walk
-from mm_model.arm64.pgtable import (
+from mm_model.arch import CLEAR_REFS_KEEPS_DBM
+from mm_model.asm.pgtable import (
     U0,
     U1,
     Arch,
+    pmd_soft_dirty,
     pte_clear_soft_dirty,
     pte_mkold,
     pte_pfn,
@@ -20,15 +21,24 @@ from mm_model.arm64.pgtable import (
     pte_soft_dirty,
     pte_swp_clear_soft_dirty,
     pte_swp_soft_dirty,
+    pte_swp_uffd_wp,
+    pte_uffd_wp,
     pte_wrprotect,
+    pte_wrprotect_keeping_dbm,
     swp_offset,
 )
+from mm_model.asm.ptes import contpte_try_fold, contpte_try_unfold, ptep_get
+from mm_model.huge_memory import clear_soft_dirty_pmd, clear_young_pmd, huge_frame
+from mm_model.pagewalk import huge_pmd, walk
 from mm_model.state import (
+    HUGE_PMDS,
+    LARGE_FOLIOS,
     N_VMAS,
     PG_ANON,
     PGD,
     V_CACHE,
     V_END,
+    V_FILE,
     V_FLAGS,
     V_LIMIT,
     V_OBJECT,
@@ -38,10 +48,34 @@ from mm_model.state import (
     Phys,
     Space,
 )
-from mm_model.uapi import PM_FILE, PM_MMAP_EXCLUSIVE, PM_PRESENT, PM_SOFT_DIRTY, PM_SWAP
+from mm_model.swapops import is_migration_entry, migration_frame, non_swap_entry, pte_marker_uffd_wp
+from mm_model.uapi import (
+    PM_FILE,
+    PM_MMAP_EXCLUSIVE,
+    PM_PRESENT,
+    PM_SOFT_DIRTY,
+    PM_SWAP,
+    PM_UFFD_WP,
+)
 
 ACCESSED: Final = 0  # clear_refs modes as the walker needs them
 SOFT_DIRTY: Final = 1
+
+
+@compiled
+def clear_soft_dirty_wrongly(arch: Arch, phys: Phys, first: Int, last: Int) -> None:
+    """The same with one of the mistakes of ``hunks.VARIANTS``."""
+    for k in range(first, last):
+        pte = phys.tables[k]
+        if not pte_present(arch, pte):
+            phys.tables[k] = pte_swp_clear_soft_dirty(arch, pte)
+            continue
+        contpte_try_unfold(arch, phys, k)
+        pte = pte_clear_soft_dirty(arch, phys.tables[k])
+        if arch.clear_refs_mistake == CLEAR_REFS_KEEPS_DBM:
+            pte = pte_wrprotect_keeping_dbm(pte)
+        phys.tables[k] = pte
+        contpte_try_fold(arch, phys, k, pte)
 
 
 @inlined
@@ -57,6 +91,20 @@ def clear_soft_dirty_range(arch: Arch, phys: Phys, first: Int, last: Int) -> Non
 
 
 @compiled
+def clear_soft_dirty_folios(arch: Arch, phys: Phys, first: Int, last: Int) -> None:
+    """The same where large folios exist: blocks are unfolded, and folded again when they fit."""
+    for k in range(first, last):
+        pte = phys.tables[k]
+        if not pte_present(arch, pte):
+            phys.tables[k] = pte_swp_clear_soft_dirty(arch, pte)
+            continue
+        contpte_try_unfold(arch, phys, k)
+        pte = pte_clear_soft_dirty(arch, pte_wrprotect(phys.tables[k]))
+        phys.tables[k] = pte
+        contpte_try_fold(arch, phys, k, pte)
+
+
+@compiled
 def clear_refs_vma(
     arch: Arch, phys: Phys, space: Space, start: np.uint64, end: np.uint64, kind: Int
 ) -> None:
@@ -69,13 +117,22 @@ def clear_refs_vma(
         index = walk(arch, phys, space.regs[PGD], address)
         if index >= 0:
             stop = index + np.int64((last - address) >> arch.page_shift)
-            if kind == SOFT_DIRTY:
+            if kind == SOFT_DIRTY and arch.clear_refs_mistake != 0:
+                clear_soft_dirty_wrongly(arch, phys, index, stop)
+            elif kind == SOFT_DIRTY and phys.ctr[LARGE_FOLIOS] != 0:
+                clear_soft_dirty_folios(arch, phys, index, stop)
+            elif kind == SOFT_DIRTY:
                 clear_soft_dirty_range(arch, phys, index, stop)
             else:
                 for k in range(index, stop):
                     pte = phys.tables[k]
                     if pte_present(arch, pte) and pte & arch.pfn_mask != U0:
                         phys.tables[k] = pte_mkold(pte)
+        elif space.regs[HUGE_PMDS] != 0:
+            if kind == SOFT_DIRTY:
+                clear_soft_dirty_pmd(arch, phys, space, address)
+            else:
+                clear_young_pmd(arch, phys, space, address)
         address = last
 
 
@@ -89,6 +146,23 @@ def clear_refs_walk(arch: Arch, phys: Phys, space: Space, mode: Int) -> None:
             continue
         kind = SOFT_DIRTY if mode == 4 else ACCESSED
         clear_refs_vma(arch, phys, space, vmas[v, V_START], vmas[v, V_END], kind)
+
+
+@compiled
+def pagemap_rare_bits(arch: Arch, phys: Phys, pte: np.uint64) -> np.uint64:
+    """What pagemap says of userfaultfd's protection, and of entries neither present nor swapped."""
+    if pte_present(arch, pte):
+        return PM_UFFD_WP if pte_uffd_wp(pte) else U0
+    if pte == U0:
+        return U0
+    bits = PM_UFFD_WP if pte_swp_uffd_wp(arch, pte) else U0
+    if not non_swap_entry(arch, pte):
+        return bits
+    if pte_marker_uffd_wp(arch, pte):
+        return PM_UFFD_WP
+    if is_migration_entry(arch, pte) and phys.flags[migration_frame(arch, pte)] & PG_ANON == 0:
+        bits |= PM_FILE
+    return bits
 
 
 @inlined
@@ -105,19 +179,28 @@ def pagemap_range(
     entries = phys.tables[first : first + count]
     result = out[position : position + count]
     # Two loops: the first has no look-up by frame and becomes vector code.
+    here, away = U0, U0
     for k in range(entries.shape[0]):
         pte = entries[k]
         entry = vma_bits
         if pte_present(arch, pte):
             entry |= PM_PRESENT
             soft_dirty = pte_soft_dirty(arch, pte)
+            here |= pte
         else:
             soft_dirty = pte_swp_soft_dirty(arch, pte)
             if pte != U0:
                 entry |= PM_SWAP
+            away |= pte
         if soft_dirty:
             entry |= PM_SOFT_DIRTY
         result[k] = entry
+    if arch.sd_contpte_get != U0:
+        # This hunk off, a block that is dirty reads as soft-dirty.
+        for k in range(entries.shape[0]):
+            if pte_soft_dirty(arch, ptep_get(arch, phys, first + k)):
+                if pte_present(arch, entries[k]):
+                    result[k] |= PM_SOFT_DIRTY
     for k in range(entries.shape[0]):
         pte = entries[k]
         frame = pte_pfn(arch, pte)
@@ -128,6 +211,37 @@ def pagemap_range(
             if phys.flags[frame] & PG_ANON == 0:
                 entry |= PM_FILE
             result[k] = entry
+    if away != U0 or pte_uffd_wp(here):
+        for k in range(entries.shape[0]):
+            result[k] |= pagemap_rare_bits(arch, phys, entries[k])
+
+
+@compiled
+def pagemap_huge(
+    arch: Arch,
+    phys: Phys,
+    index: Int,
+    address: np.uint64,
+    count: Int,
+    vma_bits: np.uint64,
+    out: NDArray[np.uint64],
+    position: Int,
+) -> None:
+    """``count`` pages of one huge page, from ``address`` on. Its zero page is a file's, it says."""
+    pmd = phys.tables[index]
+    bits = vma_bits | PM_PRESENT
+    if pmd_soft_dirty(arch, pmd):
+        bits |= PM_SOFT_DIRTY
+    if pte_uffd_wp(pmd):
+        bits |= PM_UFFD_WP
+    for k in range(count):
+        frame = huge_frame(arch, pmd, address + (np.uint64(k) << arch.page_shift))
+        entry = bits
+        if frame != 0 and phys.mapcount[frame] == 1:
+            entry |= PM_MMAP_EXCLUSIVE
+        if phys.flags[frame] & PG_ANON == 0:
+            entry |= PM_FILE
+        out[position + k] = entry
 
 
 @compiled
@@ -162,8 +276,12 @@ def pagemap_read(
             if index >= 0:
                 pagemap_range(arch, phys, index, count, bits, out, position)
             else:
-                for k in range(position, position + count):
-                    out[k] = bits
+                huge = huge_pmd(arch, phys, space, address)
+                if huge >= 0:
+                    pagemap_huge(arch, phys, huge, address, count, bits, out, position)
+                else:
+                    for k in range(position, position + count):
+                        out[k] = bits
             address = last
     for k in range(done, out.shape[0]):
         out[k] = U0
@@ -188,9 +306,21 @@ def object_frames(
             return
         if out[position + k] < 0:
             cached = phys.cache[np.int64(vmas[vma, V_CACHE] + page) + k]
+            file_pages = np.int64(vmas[vma, V_FILE])
+            if cached == U0 and file_pages != 0:
+                # Not in the page cache: its bytes are on the disk.
+                cached = phys.cache[np.int64(vmas[vma, V_CACHE] + page) + k + file_pages]
             if cached != U0:
                 entry = np.int64(cached >> U1)
                 out[position + k] = phys.slot_frame[entry] if cached & U1 != U0 else entry
+
+
+@inlined
+def swapped_frame(arch: Arch, phys: Phys, pte: np.uint64) -> Int:
+    """The frame with the content that an entry that is not present stands for; -1 none."""
+    if not non_swap_entry(arch, pte):
+        return phys.slot_frame[np.int64(swp_offset(arch, pte))]
+    return migration_frame(arch, pte) if is_migration_entry(arch, pte) else np.int64(-1)
 
 
 @compiled
@@ -228,11 +358,38 @@ def frames_read(
                     if pte_present(arch, pte):
                         out[position + k] = np.int64((pte & arch.pfn_mask) >> arch.page_shift)
                     elif pte != U0:
-                        slot = np.int64(swp_offset(arch, pte))
-                        out[position + k] = phys.slot_frame[slot]
+                        out[position + k] = swapped_frame(arch, phys, pte)
+            else:
+                huge = huge_pmd(arch, phys, space, address)
+                if huge >= 0:
+                    for k in range(count):
+                        where = address + (np.uint64(k) << arch.page_shift)
+                        out[position + k] = huge_frame(arch, phys.tables[huge], where)
             if space.vmas[v, V_OBJECT] != U0:
                 object_frames(arch, phys, space, v, address, count, out, position)
             address = last
+
+
+@compiled
+def ptes_read(
+    arch: Arch, phys: Phys, space: Space, start: np.uint64, out: NDArray[np.uint64]
+) -> None:
+    """Fill ``out`` with the entries of the pages from ``start`` on, as ptep_get says.
+
+    A huge page's entry shows for each of its pages.
+    """
+    for k in range(out.shape[0]):
+        address = start + (np.uint64(k) << arch.page_shift)
+        index = walk(arch, phys, space.regs[PGD], address)
+        if index >= 0:
+            out[k] = ptep_get(arch, phys, index)
+            continue
+        huge = huge_pmd(arch, phys, space, address)
+        out[k] = U0
+        if huge >= 0:
+            pmd = phys.tables[huge] & ~arch.pfn_mask
+            frame = np.uint64(huge_frame(arch, phys.tables[huge], address))
+            out[k] = pmd | (frame << arch.page_shift)
 
 
 @compiled

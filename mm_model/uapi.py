@@ -60,6 +60,17 @@ PM_FILE: Final = np.uint64(1 << 61)
 PM_SWAP: Final = np.uint64(1 << 62)
 PM_PRESENT: Final = np.uint64(1 << 63)
 
+PAGE_IS_WPALLOWED: Final = 1 << 0
+PAGE_IS_WRITTEN: Final = 1 << 1
+PAGE_IS_FILE: Final = 1 << 2
+PAGE_IS_PRESENT: Final = 1 << 3
+PAGE_IS_SWAPPED: Final = 1 << 4
+PAGE_IS_PFNZERO: Final = 1 << 5
+PAGE_IS_HUGE: Final = 1 << 6
+PAGE_IS_SOFT_DIRTY: Final = 1 << 7
+PM_SCAN_WP_MATCHING: Final = 1 << 0
+PM_SCAN_CHECK_WPASYNC: Final = 1 << 1
+
 CLEAR_REFS_ALL: Final = 1
 CLEAR_REFS_ANON: Final = 2
 CLEAR_REFS_MAPPED: Final = 3

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from pydantic import ValidationError
-from rich import box
-from rich.table import Table
 
 from livemigration.errors import MigrationError
 from livemigration.spec import TelemetrySpec
 from livemigration.spec_errors import first_line
+from predump.conform_cli import conform_app
 from predump.demo import demo_scenario, run_demo
+from predump.hunks_cli import hunks_app
+from predump.mm_cli import mm_command
 from predump.overrides import OverrideError, parse_override
 from predump.progress import make_progress
 from predump.render import make_console, print_result
@@ -50,6 +51,9 @@ app = typer.Typer(
 serve_app = typer.Typer(help="Be a host: run a source or a destination node.", no_args_is_help=True)
 app.add_typer(serve_app, name="serve")
 app.add_typer(workload_app, name="workload")
+app.add_typer(conform_app, name="conform")
+app.add_typer(hunks_app, name="hunks")
+app.command("mm")(mm_command)
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show where an error came from.")]
 ScenarioFile = Annotated[Path, typer.Argument(metavar="SCENARIO", help="A scenario file (TOML).")]
@@ -331,24 +335,6 @@ def watch(
             as_json=as_json,
         )
         raise typer.Exit(status)
-
-
-@app.command()
-def hunks() -> None:
-    """List the hunks of the soft-dirty patch, for hunks.off in a scenario."""
-    from mm_model.hunks import HUNKS, VARIANTS
-
-    table = Table(
-        title="Hunks of the patch", title_justify="left", pad_edge=False, box=box.SIMPLE_HEAD
-    )
-    table.add_column("name for hunks.off", no_wrap=True)
-    table.add_column("file", no_wrap=True)
-    table.add_column("what it is for")
-    for hunk in (*HUNKS, *VARIANTS):
-        later = "" if hunk.modelled else " (not modelled yet)"
-        style = "" if hunk.modelled else "dim"
-        table.add_row(hunk.name, Path(hunk.file).name, hunk.protects + later, style=style)
-    make_console().print(table, highlight=False)
 
 
 @app.command()

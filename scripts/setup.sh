@@ -52,9 +52,12 @@ fingerprint() {
 
 need_commands() {
   local missing=() entry
-  for entry in mosquitto:mosquitto mosquitto_sub:mosquitto-clients valgrind:valgrind openssl:openssl; do
+  for entry in mosquitto:mosquitto mosquitto_sub:mosquitto-clients valgrind:valgrind openssl:openssl \
+    qemu-system-x86_64:qemu-system-x86 gcc:gcc; do
     PATH=$PATH:/usr/sbin:/sbin command -v "${entry%%:*}" >/dev/null || missing+=("${entry#*:}")
   done
+  # The probe that runs in a guest kernel is linked statically.
+  compgen -G '/usr/lib/*/libc.a' >/dev/null || missing+=(libc6-dev)
   ((${#missing[@]} == 0)) || scripts/apt-install.sh "${missing[@]}"
 }
 

@@ -107,6 +107,7 @@ class HostedTask:
             base_dir=str(self.request.base_dir),
             memory_bytes=self.request.spec.memory,
             extra_pages=self.extra_pages,
+            tracker=self.request.spec.tracker,
         )
 
     async def reference(self, operations: int) -> str:

@@ -75,6 +75,7 @@ class TaskOrigin:
     base_dir: str
     memory_bytes: int
     extra_pages: int  # beyond the spec's memory, from an image directory
+    tracker: str = "soft-dirty"
 
 
 @dataclass(slots=True)
@@ -126,7 +127,7 @@ class Migration:
         self._bucket = TokenBucket(
             spec.link.bandwidth_bps / 8 if clock.name == "wall" else 0, batch.BATCH_BYTES // 2
         )
-        self._tracker = Tracker()
+        self._tracker = Tracker(origin.tracker)
         self._abort_reason: str | None = None
         self._sequence = 0
         self._traffic = _Traffic()
@@ -273,12 +274,11 @@ class Migration:
         self._clock.spend(self._spec.costs.thaw)
 
     def _scan(self, first: bool) -> RoundScan:
-        """Pagemaps, then clear_refs, under one lock: the task stands still in between."""
+        """Pagemaps, then the reset, under one lock: the task stands still in between."""
         task, costs = self._execution.task, self._spec.costs
         with self._execution.lock:
             scan = self._tracker.scan(task, first=first)
-            for mm in task.processes.values():
-                mm.clear_refs(4)
+            self._tracker.reset(task)
         self._clock.spend(costs.scan_ns(scan.scanned) + costs.clear_ns(scan.present))
         self._skipped = scan.skipped
         self._scan_pages = scan.scanned
@@ -601,6 +601,8 @@ class Migration:
         if self._ownership.state in (Ownership.FROZEN, Ownership.IN_DOUBT):
             self._ownership.to(Ownership.RUNNING)
         if self._ownership.state is Ownership.RUNNING:
+            with self._execution.lock:
+                self._tracker.stop(self._execution.task)
             self._execution.thaw()
 
     async def _settle_doubt(self, error: CommitInDoubt) -> None:

@@ -1,9 +1,12 @@
-"""Which pages to send: the kernel's soft-dirty bits, and beside them what was really written.
+"""Which pages to send: what the kernel says of writes, and beside it what was really written.
 
 A scan reads every process' pagemap, as CRIU does (criu/mem.c: a page is dumped if it is present or
 swapped and not the zero page; with a parent, only if it is soft-dirty). What the bits say decides
 what is sent. The model's own content versions only judge it: a page written but not soft-dirty is
 *lost*, a page sent though its content is what was sent last is *spurious*.
+
+The kernel says it by soft-dirty bits, or with ``tracker = "uffd-wp"`` by userfaultfd's
+write-protection, which a written page has lost.
 
 Shared anonymous memory is not tracked by soft-dirty: a page-out drops the PTE and the bit with it,
 and other mappings write through PTEs of their own. As CRIU does by default (criu/shmem.c), every
@@ -19,7 +22,15 @@ from numpy.typing import NDArray
 
 from livemigration.layout import AddressSpace, describe
 from livemigration.task import Task
-from mm_model import MAP_SHARED, PM_PRESENT, PM_SOFT_DIRTY, PM_SWAP, Mm, Vma
+from mm_model import (
+    MAP_SHARED,
+    PM_PRESENT,
+    PM_SOFT_DIRTY,
+    PM_SWAP,
+    Mm,
+    Vma,
+    WriteProtectTracker,
+)
 
 U64 = NDArray[np.uint64]
 Bools = NDArray[np.bool_]
@@ -77,8 +88,8 @@ class RoundScan:
 
     processes: list[ProcessScan] = field(default_factory=list)
     scanned: int = 0  # pagemap entries read
-    present: int = 0  # pages that clear_refs write-protects
-    soft_dirty: int = 0  # live pages that the kernel marked
+    present: int = 0  # pages that the reset write-protects
+    soft_dirty: int = 0  # live pages that the kernel reports as written
     written: int = 0  # live pages whose content is not what was last sent
     lost: int = 0  # written, but not sent
     spurious: int = 0  # sent, but not written
@@ -101,8 +112,31 @@ class _VmaScan:
 class Tracker:
     """Scans a task round by round and remembers what was sent."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str = "soft-dirty") -> None:
+        """`kind`: "soft-dirty" or "uffd-wp"."""
         self._sent: dict[int, SentPages] = {}
+        self._by_protection = kind == "uffd-wp"
+        self._protected: dict[int, WriteProtectTracker] = {}
+
+    def reset(self, task: Task) -> None:
+        """From now on only what is written anew counts; the task must not run meanwhile."""
+        if not self._by_protection:
+            for mm in task.processes.values():
+                mm.clear_refs(4)
+            return
+        for pid in list(self._protected):
+            if pid not in task.processes:
+                del self._protected[pid]
+        for pid, mm in task.processes.items():
+            if pid not in self._protected:
+                self._protected[pid] = WriteProtectTracker(mm)
+            self._protected[pid].reset()
+
+    def stop(self, task: Task) -> None:
+        """The task goes on here: nothing of it stays write-protected for the tracker's sake."""
+        for pid in self._protected.keys() & task.processes.keys():
+            self._protected[pid].close()
+        self._protected.clear()
 
     def scan(self, task: Task, *, first: bool) -> RoundScan:
         """Reads all pagemaps of a task at rest; `first` (round 0) sends every live page."""
@@ -121,9 +155,9 @@ class Tracker:
         """Live pages that a scan would send now; changes nothing (QEMU's exact sync)."""
         claimed: dict[int, Bools] = {}
         total = 0
-        for mm in task.processes.values():
+        for pid, mm in task.processes.items():
             for vma in mm.vmas():
-                scan = _scan_vma(mm, vma, claimed)
+                scan = self._scan_vma(pid, mm, vma, claimed)
                 total += int(np.count_nonzero((scan.soft_dirty | scan.shared) & scan.judged))
         return total
 
@@ -148,7 +182,7 @@ class Tracker:
         *,
         first: bool,
     ) -> None:
-        scans = [_scan_vma(mm, vma, claimed) for vma in space.vmas]
+        scans = [self._scan_vma(pid, mm, vma, claimed) for vma in space.vmas]
         live = _joined([s.live for s in scans])
         # A process forked since the last round has no parent image: CRIU sends all of it.
         first = first or pid not in self._sent
@@ -175,33 +209,41 @@ class Tracker:
             ProcessScan(space, live, _joined(send_by_vma), [s for s in send_by_vma if s.size])
         )
 
+    def _scan_vma(self, pid: int, mm: Mm, vma: Vma, claimed: dict[int, Bools]) -> _VmaScan:
+        page_size = mm.machine.page_size
+        pages = (vma.end - vma.start) // page_size
+        entries = mm.pagemap(vma.start, pages)
+        rows = mm.frames(vma.start, pages)
+        shared = bool(vma.flags & MAP_SHARED)
+        live = rows > 0
+        if not shared:
+            live &= (entries & (PM_PRESENT | PM_SWAP)) != 0
+        index = np.flatnonzero(live)
+        judged = np.ones(index.size, dtype=np.bool_)
+        if shared:
+            judged = _claim(claimed, vma, pages, index)
+        return _VmaScan(
+            live=np.uint64(vma.start) + index.astype(np.uint64) * np.uint64(page_size),
+            versions=mm.versions(vma.start, pages)[index],
+            soft_dirty=self._dirty(pid, vma, entries)[index],
+            judged=judged,
+            shared=shared,
+            scanned=pages,
+            present=int(np.count_nonzero(entries & PM_PRESENT)),
+        )
+
+    def _dirty(self, pid: int, vma: Vma, entries: U64) -> Bools:
+        """Per page of the mapping: whether the kernel says that it was written."""
+        if not self._by_protection:
+            return np.asarray((entries & PM_SOFT_DIRTY) != 0)
+        protected = self._protected.get(pid)
+        if protected is None:
+            return np.ones(entries.size, dtype=np.bool_)
+        return protected.written(vma.start, entries.size)
+
 
 def _joined(parts: list[U64]) -> U64:
     return np.concatenate(parts) if parts else _no_addresses()
-
-
-def _scan_vma(mm: Mm, vma: Vma, claimed: dict[int, Bools]) -> _VmaScan:
-    page_size = mm.machine.page_size
-    pages = (vma.end - vma.start) // page_size
-    entries = mm.pagemap(vma.start, pages)
-    rows = mm.frames(vma.start, pages)
-    shared = bool(vma.flags & MAP_SHARED)
-    live = rows > 0
-    if not shared:
-        live &= (entries & (PM_PRESENT | PM_SWAP)) != 0
-    index = np.flatnonzero(live)
-    judged = np.ones(index.size, dtype=np.bool_)
-    if shared:
-        judged = _claim(claimed, vma, pages, index)
-    return _VmaScan(
-        live=np.uint64(vma.start) + index.astype(np.uint64) * np.uint64(page_size),
-        versions=mm.versions(vma.start, pages)[index],
-        soft_dirty=(entries[index] & PM_SOFT_DIRTY) != 0,
-        judged=judged,
-        shared=shared,
-        scanned=pages,
-        present=int(np.count_nonzero(entries & PM_PRESENT)),
-    )
 
 
 def _claim(claimed: dict[int, Bools], vma: Vma, pages: int, index: NDArray[np.intp]) -> Bools:

@@ -45,10 +45,20 @@ def hardware_access(arch: Arch, phys: Phys, index: Int, write: Int) -> Flag:
 
 
 @inlined
-def ptep_set_access_flags(arch: Arch, phys: Phys, index: Int, entry: np.uint64) -> Flag:
+def tlb_permits(pte: np.uint64, write: Int) -> Flag:
+    """Whether a CPU that remembers ``pte`` needs nothing more for this access."""
+    needed = PTE_VALID | PTE_USER | PTE_AF
+    if (pte & needed) != needed:
+        return False
+    return write == 0 or (pte & PTE_RDONLY) == U0
+
+
+@inlined
+def ptep_set_access_flags_one(arch: Arch, phys: Phys, index: Int, entry: np.uint64) -> Flag:
     """Make the entry at ``index`` at least as permissive, young and dirty as ``entry``.
 
-    True if it changed.
+    True if it changed. This is the kernel's ``__ptep_set_access_flags``; contpte.py has the one
+    without underscores.
 
     Only these bits are taken over: with the patch soft-dirty is one of them (``sd_access_flags``),
     without this hunk it is left behind.

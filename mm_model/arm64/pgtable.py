@@ -23,21 +23,21 @@ inside classes).
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final
 
 import numpy as np
 
 from mm_model._compiled import elementwise
-
-Pte: TypeAlias = Any
-"""One entry (``numpy.uint64``), or an array of entries."""
-
-U0: Final = np.uint64(0)
-U1: Final = np.uint64(1)
+from mm_model.arch import U0 as U0
+from mm_model.arch import U1 as U1
+from mm_model.arch import Arch as Arch
+from mm_model.arch import Pte as Pte
 
 PTE_VALID: Final = np.uint64(1 << 0)
 PTE_TYPE_PAGE: Final = np.uint64(3)
 PMD_TYPE_TABLE: Final = np.uint64(3)
+PMD_TABLE_BIT: Final = np.uint64(2)
+"""Clear in an entry above the last level: a block (huge page), or nothing."""
 PTE_USER: Final = np.uint64(1 << 6)
 PTE_RDONLY: Final = np.uint64(1 << 7)
 PTE_SHARED: Final = np.uint64(3 << 8)
@@ -78,43 +78,6 @@ PAGE_SHARED_EXEC: Final = np.uint64(int(PAGE_READONLY_EXEC | PTE_WRITE))
 _PAGE_NONE: Final = np.uint64(
     (_PROT_DEFAULT & ~int(PTE_VALID)) | int(PTE_RDONLY | PTE_NG | PTE_PXN | PTE_UXN)
 )
-
-
-class Arch(NamedTuple):
-    """Constants of one machine that compiled code reads: geometry, swap layout, and hunks.
-
-    All fields are ``numpy.uint64`` but ``levels``, ``dbm`` and ``kernel`` (``int``), so that one
-    compiled copy serves every configuration.
-    """
-
-    page_shift: np.uint64
-    page_size: np.uint64
-    page_mask: np.uint64
-    table_shift: np.uint64  # log2 of entries per table
-    table_mask: np.uint64
-    pmd_shift: np.uint64  # log2 of the bytes that one last-level table spans
-    pfn_mask: np.uint64
-    top_shift: np.uint64  # address bits below the top table's index
-    present_invalid: np.uint64
-    modify_mask: np.uint64
-    sd_test: np.uint64
-    sd_set: np.uint64
-    sd_clear: np.uint64
-    sd_mkdirty: np.uint64
-    sd_access_flags: np.uint64
-    sd_modify: np.uint64
-    sd_gather: np.uint64
-    swp_sd_test: np.uint64
-    swp_sd_set: np.uint64
-    swp_sd_clear: np.uint64
-    swp_exclusive: np.uint64
-    swp_type_shift: np.uint64
-    swp_offset_shift: np.uint64
-    swp_offset_mask: np.uint64
-    vm_softdirty: np.uint64
-    levels: int
-    dbm: int
-    kernel: int  # 601, 609 (seed) or 612
 
 
 @elementwise
@@ -170,6 +133,34 @@ def pte_dirty(pte: Pte) -> Any:
 @elementwise
 def pte_soft_dirty(arch: Arch, pte: Pte) -> Any:
     return (pte & arch.sd_test) != U0
+
+
+@elementwise
+def pte_valid_cont(pte: Pte) -> Any:
+    """One entry of a contiguous block."""
+    return (pte & (PTE_VALID | PTE_CONT)) == (PTE_VALID | PTE_CONT)
+
+
+@elementwise
+def pte_maps_one_page(pte: Pte) -> Any:
+    """Valid and in no contiguous block: the page entries that most faults are about."""
+    return (pte & (PTE_VALID | PTE_CONT)) == PTE_VALID
+
+
+@elementwise
+def pte_mkcont(pte: Pte) -> Pte:
+    return pte | PTE_CONT
+
+
+@elementwise
+def pte_mknoncont(pte: Pte) -> Pte:
+    return pte & ~PTE_CONT
+
+
+@elementwise
+def pte_advance_pfn(arch: Arch, pte: Pte, pages: Any) -> Pte:
+    """The same entry for the frame ``pages`` further on."""
+    return pte + (pages << arch.page_shift)
 
 
 @elementwise
@@ -234,6 +225,13 @@ def pte_wrprotect(pte: Pte) -> Pte:
 
 
 @elementwise
+def pte_wrprotect_keeping_dbm(pte: Pte) -> Pte:
+    """A mistake: read-only for now, but hardware with DBM makes it writable by itself."""
+    hw_dirty = (pte >> _WRITE_SHIFT) & ~(pte >> _RDONLY_SHIFT) & U1
+    return pte | (hw_dirty << _DIRTY_SHIFT) | PTE_RDONLY
+
+
+@elementwise
 def pte_mksoft_dirty(arch: Arch, pte: Pte) -> Pte:
     return pte | arch.sd_set
 
@@ -241,6 +239,22 @@ def pte_mksoft_dirty(arch: Arch, pte: Pte) -> Pte:
 @elementwise
 def pte_clear_soft_dirty(arch: Arch, pte: Pte) -> Pte:
     return pte & ~arch.sd_clear
+
+
+@elementwise
+def pte_uffd_wp(pte: Pte) -> Any:
+    return (pte & PTE_UFFD_WP) != U0
+
+
+@elementwise
+def pte_mkuffd_wp(pte: Pte) -> Pte:
+    """Marked, and write-protected so that the next write faults."""
+    return pte_wrprotect(pte | PTE_UFFD_WP)
+
+
+@elementwise
+def pte_clear_uffd_wp(pte: Pte) -> Pte:
+    return pte & ~PTE_UFFD_WP
 
 
 @elementwise
@@ -290,15 +304,50 @@ def pte_swp_clear_soft_dirty(arch: Arch, pte: Pte) -> Pte:
 
 
 @elementwise
+def pte_swp_uffd_wp(arch: Arch, pte: Pte) -> Any:
+    return (pte & arch.swp_uffd_wp) != U0
+
+
+@elementwise
+def pte_swp_mkuffd_wp(arch: Arch, pte: Pte) -> Pte:
+    return pte | arch.swp_uffd_wp
+
+
+@elementwise
+def pte_swp_clear_uffd_wp(arch: Arch, pte: Pte) -> Pte:
+    return pte & ~arch.swp_uffd_wp
+
+
+@elementwise
+def swp_typed_entry_to_pte(arch: Arch, kind: Any, offset: Any) -> Any:
+    """An entry of swap type ``kind`` at ``offset`` (both ``numpy.uint64``)."""
+    return (kind << arch.swp_type_shift) | (
+        (offset & arch.swp_offset_mask) << arch.swp_offset_shift
+    )
+
+
+@elementwise
 def swp_entry_to_pte(arch: Arch, offset: Any) -> Any:
     """A swap entry of type 0 at ``offset`` (``numpy.uint64``, > 0: slot 0 is the swap header)."""
     return (offset & arch.swp_offset_mask) << arch.swp_offset_shift
 
 
 @elementwise
+def pte_move_swp_offset(arch: Arch, pte: Pte, slots: Any) -> Pte:
+    """The same entry for the swap slot ``slots`` (``numpy.uint64``) further on."""
+    return pte + (slots << arch.swp_offset_shift)
+
+
+@elementwise
 def pte_swp_clear_flags(arch: Arch, pte: Pte) -> Pte:
     """A swap entry without its flags: what swapoff compares (include/linux/swapops.h)."""
-    return pte_swp_clear_soft_dirty(arch, pte_swp_clear_exclusive(arch, pte))
+    pte = pte_swp_clear_soft_dirty(arch, pte_swp_clear_exclusive(arch, pte))
+    return pte_swp_clear_uffd_wp(arch, pte)
+
+
+@elementwise
+def swp_type(arch: Arch, pte: Pte) -> Any:
+    return (pte >> arch.swp_type_shift) & arch.swp_type_mask
 
 
 @elementwise
@@ -308,6 +357,12 @@ def swp_offset(arch: Arch, pte: Pte) -> Any:
     Its flags are cleared first (pte_to_swp_entry).
     """
     return (pte_swp_clear_flags(arch, pte) >> arch.swp_offset_shift) & arch.swp_offset_mask
+
+
+@elementwise
+def arch_wants_old_prefaulted_pte(arch: Arch) -> Any:
+    """With hardware that sets AF, the CPU tells by itself which of the pages is used."""
+    return arch.dbm != 0
 
 
 def page_prot(arch: Arch, prot: int, shared: bool) -> np.uint64:
@@ -324,9 +379,52 @@ def page_prot(arch: Arch, prot: int, shared: bool) -> np.uint64:
 
 # --- huge page entries: the same bits one level up (pte_pmd and pmd_pte are the identity here) ---
 
-pmd_soft_dirty = pte_soft_dirty
-pmd_mksoft_dirty = pte_mksoft_dirty
-pmd_clear_soft_dirty = pte_clear_soft_dirty
+
+@elementwise
+def pmd_soft_dirty(arch: Arch, pmd: Pte) -> Any:
+    return (pmd & arch.pmd_sd_test) != U0
+
+
+@elementwise
+def pmd_mksoft_dirty(arch: Arch, pmd: Pte) -> Pte:
+    return pmd | arch.pmd_sd_set
+
+
+@elementwise
+def pmd_clear_soft_dirty(arch: Arch, pmd: Pte) -> Pte:
+    return pmd & ~arch.pmd_sd_clear
+
+
+@elementwise
+def pmd_mkhuge(pmd: Pte) -> Pte:
+    """A block instead of a table."""
+    return pmd & ~PMD_TABLE_BIT
+
+
+@elementwise
+def pmd_leaf(pmd: Pte) -> Any:
+    """Whether an entry above the last level maps memory itself."""
+    return ((pmd & PMD_TABLE_BIT) == U0) & (pmd != U0)
+
+
+@elementwise
+def pmd_table(pmd: Pte) -> Any:
+    """Whether an entry above the last level names a table."""
+    return (pmd & PMD_TABLE_BIT) != U0
+
+
+@elementwise
+def pmd_maps_block(entry: Pte) -> Any:
+    """Of an entry that maps memory, of the last level or above: whether it is a huge page's."""
+    return (entry & PMD_TABLE_BIT) == U0
+
+
+@elementwise
+def pmd_pte(pmd: Pte) -> Pte:
+    """A page entry like the huge page's, but clean, write-protected and not soft-dirty."""
+    return (pmd & ~(PTE_SOFT_DIRTY | PTE_DIRTY | PTE_WRITE)) | PTE_RDONLY | PMD_TABLE_BIT
+
+
 pmd_wrprotect = pte_wrprotect
 pmd_mkdirty = pte_mkdirty
 pmd_mkwrite = pte_mkwrite

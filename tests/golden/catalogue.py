@@ -8,9 +8,13 @@ scenario never drops out unseen.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 
-from .trace import Op, Scenario, load
+from predump.conform.trace import Scenario, read_trace
+
+DATA_DIR = Path(__file__).resolve().parent.parent / "data" / "kernel-traces"
 
 MODELLED_KINDS = frozenset({"anon-private", "anon-shared", "tmpfs-private", "tmpfs-shared"})
 
@@ -49,24 +53,27 @@ MODELLED_VERBS = frozenset(
         "cexit",
         "swapoff",
         "swapon",
+        "ksm",
+        "unmerge",
+        "compact",
+        "uffd",
+        "uwp",
+        "mthp",
+        "thp",
+        "thpsplit",
+        "remove",
+        "hugepage",
+        "nohugepage",
+        "collapse",
     }
 )
-"""Not yet: hugepage, nohugepage, thpsplit, thp, mthp (large folios), ksm, unmerge, compact
-(migration entries), uffd, uwp (userfaultfd), remove (hole punching)."""
-
-PMD_PAGES = 512
-"""4K pages under one PMD: below this, MADV_COLLAPSE has nothing that it could collapse."""
-
-
-def _refused_collapse(op: Op, scenario: Scenario) -> bool:
-    """MADV_COLLAPSE over mappings that are too small for a huge page: refused, changes nothing."""
-    return op.verb == "collapse" and all(o.count < PMD_PAGES for o in scenario.ops)
+"""All that the script language has; hugetlb is missing among the kinds of mapping."""
 
 
 def why_not_modelled(scenario: Scenario) -> str:
     """The first thing in the scenario that the model does not have yet; "" if it has all."""
     for op in scenario.ops:
-        if op.verb not in MODELLED_VERBS and not _refused_collapse(op, scenario):
+        if op.verb not in MODELLED_VERBS:
             return op.verb
         if op.verb == "map" and op.kind not in MODELLED_KINDS:
             return op.kind
@@ -87,6 +94,8 @@ class Recording:
     kernel_hunk: str = ""
     """The hunk that was off in the kernel though none is in the model: it works only on large
     folios or hugetlb, so the scenarios collected from this file must not feel it."""
+
+    arch: str = "arm64"
 
     @property
     def id(self) -> str:
@@ -109,7 +118,7 @@ def hunk_off(
 
 def collected(recording: Recording) -> Iterator[Scenario]:
     """The recording's scenarios that the model must agree with, in the file's order."""
-    for scenario in load(recording.file).scenarios.values():
+    for scenario in load(recording.file).values():
         if not why_not_modelled(complete(scenario)):
             yield scenario
 
@@ -120,7 +129,20 @@ def complete(scenario: Scenario) -> Scenario:
     A killed scenario's record ends before the operation that hung; the kernel with the contpte
     fault mended hung in none, so its recording has them all.
     """
-    return load(COMPLETE_SCRIPTS).scenarios[scenario.name] if scenario.killed else scenario
+    return load(COMPLETE_SCRIPTS)[scenario.name] if scenario.killed else scenario
+
+
+def with_hung_operation(scenario: Scenario) -> Scenario:
+    """The scenario with the operation that the kernel never came back from, if there is one."""
+    if not scenario.killed:
+        return scenario
+    return replace(scenario, hung=complete(scenario).ops[len(scenario.ops)])
+
+
+@cache
+def load(relative: str) -> dict[str, Scenario]:
+    """The scenarios of ``DATA_DIR/relative`` by name."""
+    return read_trace(DATA_DIR / relative)
 
 
 COMPLETE_SCRIPTS = "arm64-6.12.117-softdirty-rfc-fixed-descriptors.jsonl.gz"

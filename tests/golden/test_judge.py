@@ -6,11 +6,19 @@ from dataclasses import replace
 
 import pytest
 
-from .catalogue import Recording
+from predump.conform.judge import Difference
+from predump.conform.report import difference_lines
+from predump.conform.trace import (
+    DESCRIPTOR_FIELDS,
+    PAGE_FIELDS,
+    RegionState,
+    Scenario,
+    VmaRecord,
+)
+
+from .catalogue import Recording, load
 from .recordings import WHOLE
-from .replay import Disagreement
-from .test_traces import judge
-from .trace import DESCRIPTOR_FIELDS, PAGE_FIELDS, Op, RegionState, Scenario, VmaRecord, load
+from .test_traces import verdict
 
 DESCRIPTORS = "arm64-6.12.117-softdirty-rfc-descriptors.jsonl.gz"
 RECORDING: Recording = next(recording for recording in WHOLE if recording.file == DESCRIPTORS)
@@ -18,7 +26,7 @@ RECORDING: Recording = next(recording for recording in WHOLE if recording.file =
 
 @pytest.fixture
 def scenario() -> Scenario:
-    return load(DESCRIPTORS).scenarios["h08-pageout-dirty-swapin-read"]
+    return load(DESCRIPTORS)["h08-pageout-dirty-swapin-read"]
 
 
 def with_region(scenario: Scenario, snap: int, region: RegionState) -> Scenario:
@@ -30,16 +38,15 @@ def flipped(bits: str, page: int) -> str:
     return bits[:page] + ("1" if bits[page] == "0" else "0") + bits[page + 1 :]
 
 
-def only_disagreement(scenario: Scenario) -> Disagreement:
-    found = judge(RECORDING, scenario).first_disagreement()
-    assert found is not None
-    return found
+def differences(scenario: Scenario) -> list[Difference]:
+    return verdict(RECORDING, scenario).differences
 
 
 def test_unchanged_recording_is_met(scenario: Scenario) -> None:
-    this = judge(RECORDING, scenario)
-    assert this.first_disagreement() is None
-    assert this.pages_compared == 8 * len(scenario.snaps)
+    found = verdict(RECORDING, scenario)
+    assert found.agrees
+    assert found.steps == len(scenario.ops)
+    assert found.pages_compared == 8 * len(scenario.snaps)
 
 
 @pytest.mark.parametrize("field", PAGE_FIELDS + DESCRIPTOR_FIELDS)
@@ -47,11 +54,34 @@ def test_unchanged_recording_is_met(scenario: Scenario) -> None:
 @pytest.mark.parametrize("snap", [0, 3])
 def test_one_flipped_bit_is_found(scenario: Scenario, field: str, page: int, snap: int) -> None:
     region = scenario.snaps[snap].regions[0]
+    bit = region.fields[field][page]
     fields = region.fields | {field: flipped(region.fields[field], page)}
-    found = only_disagreement(with_region(scenario, snap, replace(region, fields=fields)))
-    assert found.op_index == scenario.snaps[snap].after
-    assert found.what == f"{field} of region 0, self"
-    assert found.kernel == flipped(found.model, page)
+    (found,) = differences(with_region(scenario, snap, replace(region, fields=fields)))
+    assert (found.step, found.what, found.pages) == (
+        scenario.snaps[snap].after,
+        "pages",
+        (page,) * 2,
+    )
+    assert found.found == f"{field}={bit}"
+    assert found.expected == f"{field}={1 - int(bit)}"
+
+
+def test_pages_that_differ_in_the_same_way_are_one_difference(scenario: Scenario) -> None:
+    region = scenario.snaps[0].regions[0]
+    bits = region.fields["file"]
+    fields = region.fields | {"file": flipped(flipped(flipped(bits, 2), 3), 6)}
+    found = differences(with_region(scenario, 0, replace(region, fields=fields)))
+    assert [difference.pages for difference in found] == [(2, 3), (6, 6)]
+
+
+def test_difference_that_stays_is_reported_once(scenario: Scenario) -> None:
+    changed = scenario
+    for snap, recorded in enumerate(scenario.snaps):
+        region = recorded.regions[0]
+        fields = region.fields | {"uffd_wp": flipped(region.fields["uffd_wp"], 1)}
+        changed = with_region(changed, snap, replace(region, fields=fields))
+    (found,) = differences(changed)
+    assert (found.step, found.expected) == (scenario.snaps[0].after, "uffd_wp=1")
 
 
 @pytest.mark.parametrize(
@@ -66,45 +96,32 @@ def test_one_flipped_bit_is_found(scenario: Scenario, field: str, page: int, sna
 )
 def test_other_vmas_are_found(scenario: Scenario, vmas: tuple[VmaRecord, ...]) -> None:
     region = replace(scenario.snaps[0].regions[0], vmas=vmas)
-    assert only_disagreement(with_region(scenario, 0, region)).what == "vmas of region 0, self"
+    (found,) = differences(with_region(scenario, 0, region))
+    assert (found.what, found.found) == ("vmas", "0-8 rw-p")
 
 
 def test_other_result_is_found(scenario: Scenario) -> None:
     first, *others = scenario.ops
-    found = only_disagreement(replace(scenario, ops=(first, replace(others[0], rc=11))))
-    assert (found.op_index, found.kernel, found.model) == (1, "rc 11", "rc 0")
+    (found,) = differences(replace(scenario, ops=(first, replace(others[0], rc=11), *others[1:])))
+    assert (found.step, found.what) == (1, "result")
+    assert (found.expected, found.found) == ("rc 11", "rc 0")
 
 
 def test_hang_that_the_model_does_not_have_is_found(scenario: Scenario) -> None:
     cut = replace(scenario, ops=scenario.ops[:3], snaps=(), killed=True)
-    this = judge(RECORDING, cut)
-    this.ops = scenario.ops
-    found = this.first_disagreement()
-    assert found is not None
-    assert (found.op_index, found.kernel) == (3, "never ends")
+    (found,) = differences(cut)
+    assert (found.step, found.what, found.expected) == (3, "end", "never ends")
+    assert found.operation == scenario.ops[3].script()
 
 
-def test_disagreement_prints_the_way_to_it() -> None:
-    found = Disagreement(
-        "random-anon-1",
-        2,
-        "soft_dirty of region 0, self",
-        "0110",
-        "0010",
-        (
-            Op("map", 0, kind="anon-private", count=4).script(),
-            Op("clear", 0).script(),
-            Op("mprotect", 0, page=1, count=2, prot="r").script(),
-        ),
-    )
-    assert str(found).splitlines() == [
-        "random-anon-1, after operation 2: soft_dirty of region 0, self",
-        "  kernel 0110",
-        "  model  0010",
-        "          ^",
-        "  pages  1",
-        "  operations so far:",
-        "      0 map 0 anon-private 4",
-        "      1 clear",
-        "      2 mprotect 0 1 2 r",
+def test_a_difference_is_told_with_the_entry_and_the_mapping_behind_it(scenario: Scenario) -> None:
+    snap = scenario.snaps[0]
+    region = snap.regions[0]
+    fields = region.fields | {"soft_dirty": flipped(region.fields["soft_dirty"], 0)}
+    (found,) = differences(with_region(scenario, 0, replace(region, fields=fields)))
+    assert difference_lines(found) == [
+        "h08-pageout-dirty-swapin-read, step 4 (pageout 0 0 8), region 0 page 0",
+        "    kernel soft_dirty=0",
+        "    model  soft_dirty=1",
+        "    entry  0x0000000000001014 swap slot 1 EXCLUSIVE SOFT_DIRTY; mapping rw-p",
     ]

@@ -17,6 +17,7 @@ import errno
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,6 +35,7 @@ MAP_SHARED, MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS = 1, 2, 16, 32
 MREMAP_MAYMOVE, MREMAP_FIXED, MREMAP_DONTUNMAP = 1, 2, 4
 ADVICE = {"willneed": 3, "dontneed": 4, "free": 8, "cold": 20, "pageout": 21}
 ADVICE |= {"populate_read": 22, "populate_write": 23}
+ADVICE |= {"hugepage": 14, "nohugepage": 15, "collapse": 25}
 KINDS = ("anon-private", "anon-shared", "tmpfs-private", "tmpfs-shared")
 PROTS = {"none": 0, "r": PROT_READ, "rw": PROT_READ | PROT_WRITE}
 SOFT_DIRTY, SWAP, PRESENT = (1 << np.arange(64, dtype=np.uint64))[[55, 62, 63]]
@@ -130,11 +132,16 @@ class Both:
     tasks: list[tuple[Mm, Process]]
     serial: int = 0
     swap_is_on: bool = True
+    region_pages: int = REGION_PAGES
 
     @classmethod
-    def fresh(cls, page_size: int, dbm: bool) -> Both:
-        machine = Machine(ModelConfig(page_size=page_size, frames=512, swap_slots=512, dbm=dbm))
-        return cls(machine, page_size, [(machine.create_mm(), Process(page_size))])
+    def fresh(cls, page_size: int, dbm: bool, region_pages: int = REGION_PAGES, **how: Any) -> Both:
+        pages = 40 * region_pages + 32
+        machine = Machine(
+            ModelConfig(page_size=page_size, frames=pages, swap_slots=pages, dbm=dbm, **how)
+        )
+        tasks = [(machine.create_mm(), Process(page_size))]
+        return cls(machine, page_size, tasks, region_pages=region_pages)
 
     def address(self, number: int) -> int:
         return number * self.page_size
@@ -335,7 +342,7 @@ class Both:
         for mm, process in self.tasks:
             for region in range(REGIONS + FREE_REGIONS):
                 first = self.first(region)
-                entries = mm.pagemap(self.address(first), REGION_PAGES)
+                entries = mm.pagemap(self.address(first), self.region_pages)
                 for number, entry in enumerate(entries, start=first):
                     page = process.pages.get(number)
                     if page is not None and page.written:
@@ -399,7 +406,7 @@ def step(profile: str) -> st.SearchStrategy[Step]:
 
 def perform(both: Both, this: Step) -> None:
     who = this.who % len(both.tasks)
-    count = min(this.count, REGION_PAGES - this.page)
+    count = min(this.count, both.region_pages - this.page)
     start = both.first(this.region) + this.page
     match this.verb:
         case "write" | "words" | "forced":
@@ -427,6 +434,9 @@ def perform(both: Both, this: Step) -> None:
             both.fork(who)
         case "exit":
             both.exit(who)
+        case "split":
+            mm = both.tasks[who][0]
+            mm.split_huge_pages(both.address(start), count * both.page_size)
         case "swapoff" | "swapon":
             both.swap(on=this.verb == "swapon")
         case "check":
@@ -468,4 +478,68 @@ def test_memory_is_what_was_written(profile: str, data: st.DataObject) -> None:
         mm.exit()
     if set(kinds) == {"anon-private"}:
         assert both.machine.used_frames == frames_before
+    both.machine.release()
+
+
+# -- folios of several pages ------------------------------------------------------------------
+
+PMD_PAGES = 512
+FOLIO_VERBS = (
+    *("write",) * 6,
+    *("words", "read", "read", "clear", "clear", "clear", "dontneed", "pageout", "pageout"),
+    *("mprotect_r", "mprotect_rw", "mprotect_rw", "mprotect_none", "forced", "free", "cold"),
+    *("munmap", "remap", "mremap", "mremap", "mlock", "munlock", "fork", "fork", "exit"),
+    *("split", "collapse", "collapse", "hugepage", "nohugepage", "swapoff", "swapon"),
+)
+
+
+def folio_step() -> st.SearchStrategy[Step]:
+    """Pages and counts that meet the borders of folios, and such that do not."""
+    few = st.sampled_from((1, 3, 16, 40))
+    many = st.sampled_from((1, 5, 16, 64, PMD_PAGES, 2 * PMD_PAGES))
+    borders = st.sampled_from((0, 16, 32, 64, PMD_PAGES, PMD_PAGES + 16))
+    pages = st.one_of(borders, st.integers(0, 2 * PMD_PAGES - 1))
+
+    def build(verb: str) -> st.SearchStrategy[Step]:
+        return st.builds(
+            Step,
+            verb=st.just(verb),
+            who=st.integers(0, 2),
+            region=st.sampled_from((0, 0, 1, 1, 2, 3)),
+            page=pages,
+            count=few if verb in ("write", "words", "forced") else many,
+            offset=st.sampled_from((0, 8, 4095)),
+            length=st.sampled_from((1, 64, 4096)),
+        )
+
+    return st.sampled_from(FOLIO_VERBS).flatmap(build)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_large_folios_hold_what_was_written(data: st.DataObject) -> None:
+    dbm = data.draw(st.booleans(), "dbm")
+    sizes = data.draw(st.sets(st.sampled_from((16, 32, 64, 256))), "mTHP sizes")
+    kernel = data.draw(st.sampled_from(("6.12", "6.12", "seed", "6.1")), "kernel")
+    steps = data.draw(st.lists(folio_step(), min_size=15, max_size=40), "steps")
+
+    fixed = frozenset({"contpte-access-flags-fixed"})
+    both = Both.fresh(4096, dbm, 2 * PMD_PAGES, hunks_off=fixed, kernel=kernel)
+    frames_before = both.machine.used_frames
+    for size in sizes if kernel != "6.1" else ():
+        both.machine.set_mthp(size, "always")
+    for region in range(REGIONS):
+        both.map(region, "anon-private", 2 * PMD_PAGES)
+    both.madvise(0, both.first(0), 2 * PMD_PAGES, "hugepage")
+    for number, this in enumerate(steps):
+        perform(both, this)
+        both.check_soft_dirty()
+        if number % 8 == 0:
+            both.check_content(Mm.peek, beneath=False)
+    both.check_content(Mm.peek, beneath=False)
+    both.check_content(Mm.load, beneath=True)
+    for mm, _ in both.tasks:
+        mm.exit()
+    assert both.machine.used_frames == frames_before
+    assert both.machine.used_swap_slots == 0
     both.machine.release()

@@ -20,7 +20,8 @@ from mm_model.config import build_arch
 
 RDONLY, WRITE, DIRTY, SOFT_DIRTY = 1 << 7, 1 << 51, 1 << 55, 1 << 63
 VALID, USER, NG, PXN, UXN = 1, 1 << 6, 1 << 11, 1 << 53, 1 << 54
-SWP_EXCLUSIVE, SWP_SOFT_DIRTY = 1 << 2, 1 << 4
+SWP_EXCLUSIVE, SWP_UFFD_WP, SWP_SOFT_DIRTY = 1 << 2, 1 << 3, 1 << 4
+SWP_FLAGS = SWP_EXCLUSIVE | SWP_UFFD_WP | SWP_SOFT_DIRTY
 # 6.12's pte_modify takes these from the new protection: also GP, the attribute index, POIndex.
 # PRESENT_INVALID lies over NG.
 MODIFIED = VALID | USER | RDONLY | NG | WRITE | PXN | UXN | 1 << 50 | 7 << 2 | 7 << 60
@@ -95,7 +96,7 @@ SAME: list[tuple[str, bool, Callable[[int], int]]] = [
     ("pte_swp_soft_dirty", True, lambda pte: bool(pte & SWP_SOFT_DIRTY)),
     ("pte_swp_mksoft_dirty", True, lambda pte: pte | SWP_SOFT_DIRTY),
     ("pte_swp_clear_soft_dirty", True, lambda pte: pte & ~SWP_SOFT_DIRTY),
-    ("pte_swp_clear_flags", True, lambda pte: pte & ~(SWP_SOFT_DIRTY | SWP_EXCLUSIVE)),
+    ("pte_swp_clear_flags", True, lambda pte: pte & ~SWP_FLAGS),
     ("swp_offset", True, lambda pte: pte >> 12 & (1 << 50) - 1),
 ]
 

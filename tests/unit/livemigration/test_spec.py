@@ -153,11 +153,12 @@ def test_hunks_may_be_one_text_with_commas() -> None:
         ({"memory": [1]}, "memory: must be a whole number, not a list"),
         ({"page_size": 8192}, "page_size: 8192 is not allowed; allowed: 4096, 16384 or 65536"),
         (
-            {"tracker": "uffd-wp"},
-            "tracker: 'uffd-wp' comes later; use \"soft-dirty\" now",
+            {"tracker": "uffd-wp", "kernel": {"profile": "6.1"}},
+            'kernel: profile "6.1" has no userfaultfd WP_ASYNC, which tracker "uffd-wp" needs; '
+            'write "6.12" or "seed"',
         ),
-        ({"tracker": "host"}, "tracker: 'host' comes later; use \"soft-dirty\" now"),
-        ({"tracker": "ebpf"}, "tracker: 'ebpf' is not allowed; allowed: 'soft-dirty'"),
+        ({"tracker": "host"}, 'tracker: \'host\' comes later; use "soft-dirty" or "uffd-wp" now'),
+        ({"tracker": "ebpf"}, "tracker: 'ebpf' is not allowed; allowed: 'soft-dirty' or 'uffd-wp'"),
         (
             {"kernel": {"profile": "6.2"}},
             "kernel.profile: '6.2' is not allowed; allowed: '6.1', '6.12' or 'seed'",
@@ -192,9 +193,9 @@ def test_hunks_may_be_one_text_with_commas() -> None:
             "write a multiple of the page size",
         ),
         (
-            {"hunks": {"off": "contpte_convert"}},
-            "hunks.off: hunk 'contpte_convert': contpte_convert() in arch/arm64/mm/contpte.c "
-            "is not modelled yet",
+            {"hunks": {"off": "pmd_swp_soft_dirty"}},
+            "hunks.off: hunk 'pmd_swp_soft_dirty': pmd_swp_soft_dirty() in "
+            "arch/arm64/include/asm/pgtable.h is not modelled yet",
         ),
         (
             {"hunks": {"off": ["ptep_set_acess_flags"]}},

@@ -9,7 +9,6 @@ from collections.abc import Callable
 import pytest
 
 from mm_model import (
-    MADV_HUGEPAGE,
     MAP_FIXED_NOREPLACE,
     Livelock,
     MmError,
@@ -31,7 +30,7 @@ CALLS: list[tuple[str, Callable[[Region], object], int]] = [
     ("mprotect", lambda r: r.mm.mprotect(r.at(9), 1, RW), errno.ENOMEM),
     ("mremap", lambda r: r.mm.mremap(r.at(9), 1, 1), errno.EFAULT),
     ("madvise", lambda r: r.mm.madvise(r.start, 1, 77), errno.EINVAL),
-    ("huge pages", lambda r: r.mm.madvise(r.start, 1, MADV_HUGEPAGE), errno.EOPNOTSUPP),
+    ("huge pages", lambda r: r.mm.machine.set_mthp(8, "always"), errno.ENOENT),
     ("mlock", lambda r: r.mm.mlock(r.at(9), 1), errno.ENOMEM),
     ("clear_refs", lambda r: r.mm.clear_refs(9), errno.EINVAL),
     ("pagemap", lambda r: r.mm.pagemap(r.start + 1, 1), errno.EINVAL),

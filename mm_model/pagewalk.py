@@ -10,20 +10,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mm_model._compiled import compiled, inlined
-from mm_model.arm64.pgtable import PMD_TYPE_TABLE, U0, Arch
-from mm_model.state import FREE_TABLES, NEXT_TABLE, PGD, Int, Phys, Space
+from mm_model.asm.pgtable import PMD_TYPE_TABLE, U0, Arch, pmd_leaf, pmd_table
+from mm_model.state import (
+    DEPOSITED,
+    FREE_TABLES,
+    HUGE_PMDS,
+    NEXT_TABLE,
+    PGD,
+    Flag,
+    Int,
+    Phys,
+    Space,
+)
 
 
 @inlined
 def walk(arch: Arch, phys: Phys, pgd: Int, address: np.uint64) -> Int:
-    """Index of the entry for ``address`` in ``phys.tables``, or -1 when a table is missing."""
+    """Index of the page entry for ``address`` in ``phys.tables``.
+
+    -1 when a table is missing, or a huge page is mapped there.
+    """
     tables = phys.tables
     table = np.uint64(pgd)
     shift = arch.top_shift
     for _ in range(arch.levels - 1):
         index = (table << arch.table_shift) + ((address >> shift) & arch.table_mask)
         entry = tables[index]
-        if entry == U0:
+        if not pmd_table(entry):
             return np.int64(-1)
         table = entry >> arch.page_shift
         shift = shift - arch.table_shift
@@ -31,8 +44,18 @@ def walk(arch: Arch, phys: Phys, pgd: Int, address: np.uint64) -> Int:
 
 
 @compiled
+def tables_left(phys: Phys) -> Flag:
+    """Whether there is a table that is not set aside for splitting a huge page."""
+    ctr = phys.ctr
+    free = phys.free_tables.shape[0] - ctr[NEXT_TABLE] + ctr[FREE_TABLES]
+    return free > ctr[DEPOSITED]
+
+
+@compiled
 def alloc_table(arch: Arch, phys: Phys) -> Int:
     """A table of zeros, or -1 when ``Phys.tables`` is full."""
+    if not tables_left(phys):
+        return np.int64(-1)
     ctr = phys.ctr
     size = np.int64(arch.table_mask) + 1
     if ctr[FREE_TABLES] > 0:
@@ -42,8 +65,6 @@ def alloc_table(arch: Arch, phys: Phys) -> Int:
             phys.tables[k] = U0
         return table
     table = ctr[NEXT_TABLE]
-    if table >= phys.free_tables.shape[0]:
-        return np.int64(-1)
     ctr[NEXT_TABLE] = table + 1
     return table
 
@@ -87,8 +108,39 @@ def walk_to(arch: Arch, phys: Phys, pgd: Int, address: np.uint64, level: Int) ->
     for _ in range(arch.levels - 1 - level):
         index = (table << arch.table_shift) + ((address >> shift) & arch.table_mask)
         entry = tables[index]
-        if entry == U0:
+        if not pmd_table(entry):
             return np.int64(-1)
+        table = entry >> arch.page_shift
+        shift = shift - arch.table_shift
+    return np.int64((table << arch.table_shift) + ((address >> shift) & arch.table_mask))
+
+
+@compiled
+def huge_pmd(arch: Arch, phys: Phys, space: Space, address: np.uint64) -> Int:
+    """Index of the entry that maps a huge page at ``address``, or -1."""
+    if space.regs[HUGE_PMDS] == 0:
+        return np.int64(-1)
+    index = walk_to(arch, phys, space.regs[PGD], address, 1)
+    if index < 0 or not pmd_leaf(phys.tables[index]):
+        return np.int64(-1)
+    return index
+
+
+@compiled
+def pmd_alloc(arch: Arch, phys: Phys, space: Space, address: np.uint64) -> Int:
+    """Index of the entry one level above page entries; -1 when ``Phys.tables`` is full."""
+    tables = phys.tables
+    table = np.uint64(space.regs[PGD])
+    shift = arch.top_shift
+    for _ in range(arch.levels - 2):
+        index = (table << arch.table_shift) + ((address >> shift) & arch.table_mask)
+        entry = tables[index]
+        if entry == U0:
+            new = alloc_table(arch, phys)
+            if new < 0:
+                return np.int64(-1)
+            entry = (np.uint64(new) << arch.page_shift) | PMD_TYPE_TABLE
+            tables[index] = entry
         table = entry >> arch.page_shift
         shift = shift - arch.table_shift
     return np.int64((table << arch.table_shift) + ((address >> shift) & arch.table_mask))

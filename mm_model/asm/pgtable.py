@@ -1,0 +1,3 @@
+"""<asm/pgtable.h>."""
+
+from mm_model.arm64.pgtable import *  # noqa: F403

@@ -1,0 +1,151 @@
+"""What ksmd does in a full scan: which pages merge, and into which (mm/ksm.c)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mm_model import state
+from mm_model.entry import break_ksm_range, ksm_candidate, ksm_merge_page
+from mm_model.errors import MmError
+from mm_model.frames import folio_head
+from mm_model.mmap import VM_MERGEABLE, VM_SHARED, VmArea
+
+if TYPE_CHECKING:
+    from mm_model.machine import Machine
+    from mm_model.mm import Mm
+
+MAX_PAGE_SHARING = 256
+"""Mappings of one shared page; further equal pages start another (max_page_sharing's default)."""
+
+
+@dataclass(slots=True)
+class _Page:
+    """A page in the unstable tree: where it was seen."""
+
+    mm: Mm
+    vma: int
+    address: int
+    frame: int
+
+
+@dataclass(slots=True)
+class Ksmd:
+    """One machine's scanner. ``mms`` are the processes that advised MADV_MERGEABLE, in order."""
+
+    machine: Machine
+    mms: list[Mm] = field(default_factory=list)
+
+    def enter(self, mm: Mm) -> None:
+        """The process has memory that may be merged."""
+        if mm not in self.mms:
+            self.mms.append(mm)
+
+    def scan(self) -> None:
+        """Scan until nothing more merges: equal pages have been seen twice, unchanged.
+
+        A page is compared with shared pages first (the stable tree), then with the pages of the
+        same scan (the unstable tree). Pages that merge are taken out of their large folios first;
+        two of the same folio only split it, and merge in a later scan.
+        """
+        machine = self.machine
+        shared: dict[bytes, list[int]] = {}
+        for frame in np.flatnonzero(machine.phys.flags & state.PG_KSM).tolist():
+            shared.setdefault(self._digest(frame), []).append(frame)
+        self._scan_once(shared, with_unstable=False)
+        while self._scan_once(shared, with_unstable=True):
+            pass
+
+    def _scan_once(self, shared: dict[bytes, list[int]], *, with_unstable: bool) -> bool:
+        """One scan; whether it split a folio of which two pages may merge now."""
+        phys = self.machine.phys
+        unstable: dict[bytes, _Page] = {}
+        split = False
+        for page in self._pages():
+            content = self._digest(page.frame)
+            if phys.flags[page.frame] & state.PG_KSM:
+                continue
+            room = [k for k in shared.get(content, ()) if self._has_room(k)]
+            if room:
+                if self._alone(page):
+                    self._merge(page, room[0])
+                continue
+            if not with_unstable:
+                continue
+            earlier = unstable.setdefault(content, page)
+            # A page that two processes share since fork is not merged with itself.
+            if earlier.frame == page.frame:
+                continue
+            if self._same_folio(earlier, page):
+                split |= self._alone(page)
+            elif self._alone(page) and self._alone(earlier):
+                self._merge(page, page.frame)
+                self._merge(earlier, page.frame)
+                shared.setdefault(content, []).append(page.frame)
+                del unstable[content]
+        return split
+
+    def _same_folio(self, one: _Page, other: _Page) -> bool:
+        phys = self.machine.phys
+        if not phys.flags[one.frame] & phys.flags[other.frame] & state.PG_LARGE:
+            return False
+        return bool(folio_head(phys, one.frame) == folio_head(phys, other.frame))
+
+    def _alone(self, page: _Page) -> bool:
+        """Split the large folio that the page is part of; False if the page is gone after that.
+
+        A page of zeros gives way to the zero page when its folio is split.
+        """
+        machine = self.machine
+        if machine.phys.flags[page.frame] & state.PG_LARGE:
+            machine.split_folio(page.mm, page.vma, page.address)
+        where = np.uint64(page.address)
+        frame = int(ksm_candidate(machine.arch, machine.phys, page.mm.space, where))
+        return frame == page.frame
+
+    def _has_room(self, frame: int) -> bool:
+        return int(self.machine.phys.mapcount[frame]) < MAX_PAGE_SHARING
+
+    def _digest(self, frame: int) -> bytes:
+        return hashlib.blake2b(self.machine.content[frame].data, digest_size=16).digest()
+
+    def _pages(self) -> Iterator[_Page]:
+        machine = self.machine
+        for mm in list(self.mms):
+            for k, area in enumerate(mm.areas):
+                if not area.flags & VM_MERGEABLE:
+                    continue
+                for address in range(area.start, area.end, machine.page_size):
+                    where = np.uint64(address)
+                    frame = int(ksm_candidate(machine.arch, machine.phys, mm.space, where))
+                    if frame:
+                        yield _Page(mm, k, address, frame)
+
+    def _merge(self, page: _Page, shared: int) -> None:
+        machine, where = self.machine, np.uint64(page.address)
+        ksm_merge_page(machine.arch, machine.phys, page.mm.space, page.vma, where, shared)
+
+    def unmerge_all(self) -> None:
+        """Write 2 to /sys/kernel/mm/ksm/run: every merged page gets copies, and scanning ends."""
+        for mm in self.mms:
+            for area in mm.areas:
+                if area.flags & VM_MERGEABLE:
+                    self.unmerge(mm, area, area.start, area.end)
+        self.mms.clear()
+
+    def unmerge(self, mm: Mm, area: VmArea, start: int, end: int) -> None:
+        """Break what is merged in [start, end) of one mapping."""
+        machine = self.machine
+        bounds = np.uint64(start), np.uint64(end)
+        k = mm.areas.index(area)
+        if break_ksm_range(machine.arch, machine.phys, mm.space, k, *bounds) != state.OK:
+            raise MmError(12, "ksm: no frame is left for a copy")
+
+    @staticmethod
+    def may_merge(area: VmArea) -> bool:
+        """Whether MADV_MERGEABLE means anything to the mapping."""
+        return not area.flags & VM_SHARED

@@ -1,0 +1,59 @@
+"""What the groups of commands share: a default command, and errors in one line.
+
+A group made with ``DefaultGroup.of("check")`` runs ``check`` when the first argument is none of
+its commands: ``predump conform TRACE`` is ``predump conform check TRACE``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+BAD_INPUT = 2
+FAILED = 1
+DIFFERS = 3
+INTERRUPTED = 130
+
+
+class DefaultGroup(TyperGroup):
+    """A group whose ``default`` command need not be named."""
+
+    default: ClassVar[str] = ""
+
+    @classmethod
+    def of(cls, default: str) -> type[DefaultGroup]:
+        """The class of groups that fall back on the command ``default``."""
+        return type(f"DefaultGroup_{default}", (cls,), {"default": default})
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the default command's name in front where no command is named."""
+        if not args or (args[0] not in self.commands and args[0] != "--help"):
+            args = [self.default, *args]
+        return super().parse_args(ctx, args)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """Say ``message`` in one line on standard error and exit."""
+    typer.echo(f"predump: error: {' '.join(message.split())}", err=True)
+    raise typer.Exit(code)
+
+
+@contextmanager
+def one_line_errors(*bad_input: type[Exception], debug: bool = False) -> Iterator[None]:
+    """Turn exceptions into one line: status 2 for ``bad_input``, 1 for any other."""
+    try:
+        yield
+    except (typer.Exit, BrokenPipeError):
+        raise
+    except KeyboardInterrupt:
+        fail("interrupted", INTERRUPTED)
+    except Exception as error:
+        if debug:
+            raise
+        if isinstance(error, bad_input):
+            fail(str(error), BAD_INPUT)
+        fail(f"unexpected {type(error).__name__}: {error} (--debug shows where)", FAILED)
