@@ -64,8 +64,8 @@ class _CpuClock:
         self._start = self._end = (0.0, 0.0)
 
     def __call__(self, event: Mapping[str, Any]) -> None:
-        if event["phase"] == "prepare":
-            self._start = self._now()
+        if event["phase"] == "round" and self._start == (0.0, 0.0):
+            self._start = self._now()  # what the destination did to make room is not the transfer's
         elif event["phase"] == "commit":
             self._end = self._now()
 

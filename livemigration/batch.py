@@ -253,18 +253,21 @@ def check(frame: Frame, page_size: int) -> None:
         raise DamagedFrame(f"frame {frame.sequence}: run columns of different lengths")
     if frame.zero_start.size != frame.zero_pages.size:
         raise DamagedFrame(f"frame {frame.sequence}: zero columns of different lengths")
-    if int(frame.run_pages.sum()) * page_size != frame.pages.size:
+    pages = int(frame.run_pages.sum())
+    if pages * page_size != frame.pages.size:
         raise DamagedFrame(
             f"frame {frame.sequence}: {frame.pages.size} page bytes for "
-            f"{int(frame.run_pages.sum())} pages of {page_size}"
+            f"{pages} pages of {page_size}"
         )
-    zeros = int(frame.zero_pages.sum())
-    if zeros > MOST_ZERO_PAGES or bool(np.any(frame.zero_pages > MOST_ZERO_PAGES)):
-        raise DamagedFrame(
-            f"frame {frame.sequence}: {zeros} pages of zeros; at most {MOST_ZERO_PAGES} in a frame"
-        )
+    if frame.zero_start.size:
+        zeros = int(frame.zero_pages.sum())
+        if zeros > MOST_ZERO_PAGES or int(frame.zero_pages.max()) > MOST_ZERO_PAGES:
+            raise DamagedFrame(
+                f"frame {frame.sequence}: {zeros} pages of zeros; "
+                f"at most {MOST_ZERO_PAGES} in a frame"
+            )
     for starts in (frame.run_start, frame.zero_start):
-        if starts.size and bool(np.any(starts % np.uint64(page_size))):
+        if starts.size and int(np.bitwise_or.reduce(starts)) % page_size:
             raise DamagedFrame(
                 f"frame {frame.sequence}: an address is not a multiple of {page_size}"
             )

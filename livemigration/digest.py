@@ -81,7 +81,7 @@ _NEIGHBOURS = [1, 0, 3, 2, 5, 4, 7, 6]
 _STRIPE_BYTES = 64
 _STRIPES_PER_BLOCK = 16  # (192 bytes of secret - 64) / 8 bytes consumed per stripe
 _PREFETCH_WORDS = 128
-_CHUNK_WORDS = 64  # comparisons look at 512 bytes between two tests for an early exit
+CHUNK_WORDS = 64  # comparisons look at 512 bytes between two tests for an early exit
 
 
 @compiled
@@ -240,30 +240,14 @@ def _equal_rows(words: Words, rows: Rows, data: Words, out: NDArray[np.bool_]) -
     for i in range(rows.size):
         row = max(rows[i], 0)  # nothing there reads as row 0, the zero page
         same = True
-        for chunk in range(0, words.shape[1], _CHUNK_WORDS):
+        for chunk in range(0, words.shape[1], CHUNK_WORDS):
             difference = np.uint64(0)
-            for j in range(chunk, chunk + _CHUNK_WORDS):
+            for j in range(chunk, chunk + CHUNK_WORDS):
                 difference |= words[row, j] ^ data[i, j]
             if difference:
                 same = False
                 break
         out[i] = same
-
-
-@compiled
-def _zero_rows(words: Words, rows: Rows, out: NDArray[np.bool_]) -> None:
-    for i in range(rows.size):
-        row = rows[i]
-        zero = True
-        if row > 0:
-            for chunk in range(0, words.shape[1], _CHUNK_WORDS):
-                seen = np.uint64(0)
-                for j in range(chunk, chunk + _CHUNK_WORDS):
-                    seen |= words[row, j]
-                if seen:
-                    zero = False
-                    break
-        out[i] = zero
 
 
 def _lanes() -> Words:
@@ -275,14 +259,14 @@ def _as_bytes(buffer: Buffer) -> Bytes:
     return array.reshape(-1)
 
 
-def _page_words(pages: Bytes, page_size: int) -> Words:
+def page_words(pages: Bytes, page_size: int) -> Words:
     """`pages` as rows of 64-bit words.
 
     Always read-only, so that Numba compiles one variant for memory that may be written and memory
     that may not.
     """
-    if page_size <= 0 or page_size % (8 * _CHUNK_WORDS):
-        raise ValueError(f"page size {page_size}: must be a multiple of {8 * _CHUNK_WORDS}")
+    if page_size <= 0 or page_size % (8 * CHUNK_WORDS):
+        raise ValueError(f"page size {page_size}: must be a multiple of {8 * CHUNK_WORDS}")
     if pages.size % page_size:
         raise ValueError(f"{pages.size} bytes are not whole pages of {page_size} bytes")
     words = pages.reshape(-1).view(np.uint64).reshape(-1, page_size // 8)
@@ -290,7 +274,8 @@ def _page_words(pages: Bytes, page_size: int) -> Words:
     return words
 
 
-def _checked_rows(content: Bytes, rows: Rows) -> Rows:
+def checked_rows(content: Bytes, rows: Rows) -> Rows:
+    """`rows` as compiled code needs them; IndexError for one past the end of `content`."""
     # Compiled code does not check bounds: a row past the end would read foreign memory.
     if rows.size and int(rows.max()) >= content.shape[0]:
         raise IndexError(f"row {int(rows.max())} of a content array of {content.shape[0]} frames")
@@ -325,11 +310,11 @@ def page_digests(content: Bytes, rows: Rows, out: Words | None = None) -> Words:
     Raises IndexError for a row past the end.
     """
     page_size = content.shape[1]
-    words = _page_words(content, page_size)
+    words = page_words(content, page_size)
     result = np.empty(rows.size, np.uint64) if out is None else out
     zero = np.uint64(zero_page_digest(page_size))
     with np.errstate(over="ignore"):  # for uncompiled runs: hashes wrap around
-        _digest_rows(words, _checked_rows(content, rows), zero, _lanes(), result)
+        _digest_rows(words, checked_rows(content, rows), zero, _lanes(), result)
     return result
 
 
@@ -338,7 +323,7 @@ def page_digests_of(data: Buffer, page_size: int) -> Words:
 
     Raises ValueError if `data` is not whole pages.
     """
-    words = _page_words(_as_bytes(data), page_size)
+    words = page_words(_as_bytes(data), page_size)
     result = np.empty(words.shape[0], np.uint64)
     with np.errstate(over="ignore"):
         _digest_all(words, _lanes(), result)
@@ -376,19 +361,11 @@ def pages_equal(content: Bytes, rows: Rows, data: Buffer) -> NDArray[np.bool_]:
     Rows as in `page_digests`. Raises ValueError if `data` is not as many pages as there are rows.
     """
     page_size = content.shape[1]
-    theirs = _page_words(_as_bytes(data), page_size)
+    theirs = page_words(_as_bytes(data), page_size)
     if theirs.shape[0] != rows.size:
         raise ValueError(f"{rows.size} pages to compare with {theirs.shape[0]}")
     result = np.empty(rows.size, np.bool_)
-    _equal_rows(_page_words(content, page_size), _checked_rows(content, rows), theirs, result)
-    return result
-
-
-def zero_pages(content: Bytes, rows: Rows) -> NDArray[np.bool_]:
-    """Which pages ``content[rows[i]]`` are all zeros: bool[n]. Rows as in `page_digests`."""
-    result = np.empty(rows.size, np.bool_)
-    words = _page_words(content, content.shape[1])
-    _zero_rows(words, _checked_rows(content, rows), result)
+    _equal_rows(page_words(content, page_size), checked_rows(content, rows), theirs, result)
     return result
 
 
@@ -402,7 +379,7 @@ def gather_pages(content: Bytes, rows: Rows, out: Bytes) -> None:
         raise ValueError(f"{rows.size} pages of {page_size} bytes do not fill {out.size} bytes")
     frames = content.view()
     frames.flags.writeable = False
-    _gather_rows(frames, _checked_rows(content, rows), out.reshape(rows.size, page_size))
+    _gather_rows(frames, checked_rows(content, rows), out.reshape(rows.size, page_size))
 
 
 _new_bytes = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_char_p, ctypes.c_ssize_t)(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 
 from livemigration.task import Task
@@ -19,6 +19,9 @@ from livemigration.workload import Workload
 
 SLICE_S = 0.002
 """How long a running task sleeps between two slices on the wall clock."""
+
+MOST_PAUSE_S = 0.02
+"""A task with nothing to do sleeps no longer than this, well below the lag that is made up for."""
 
 MOST_LAG_NS = 50_000_000
 """At most so much overdue work is done in one slice, so that nobody waits long for the lock."""
@@ -45,7 +48,8 @@ class Execution:
         self._wall = wall
         self._stall_ns = 0  # time that faults took from the workload and that is not made up yet
         self._limit_ns: int | None = None
-        self._loop: asyncio.Task[None] | None = None
+        self._runner: Future[None] | None = None
+        self._stop = threading.Event()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="workload") if wall else None
 
     # -- the virtual clock
@@ -76,15 +80,20 @@ class Execution:
         if self.running:
             return
         self.running = True
-        if self._wall:
-            self._loop = asyncio.get_running_loop().create_task(self._run(), name="workload")
+        if self._pool is not None:
+            self._stop.clear()
+            self._runner = self._pool.submit(self._run)
 
     async def freeze(self) -> None:
-        """Stops the task; returns when no operation of it is under way any more."""
+        """Stops the task; returns when no operation of it is under way any more.
+
+        Raises what the workload failed with, if it did since it was thawed.
+        """
         self.running = False
-        loop, self._loop = self._loop, None
-        if loop is not None:
-            await loop
+        self._stop.set()
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            await asyncio.wrap_future(runner)
 
     async def run_to(self, workload_ns: int) -> None:
         """Lets the task run until its own time is `workload_ns`, then stops it."""
@@ -92,8 +101,8 @@ class Execution:
             if self._wall:
                 self._limit_ns = workload_ns
                 self.thaw()
-                assert self._loop is not None
-                await self._loop
+                assert self._runner is not None
+                await asyncio.wrap_future(self._runner)
             else:
                 await asyncio.to_thread(self._run_virtual, workload_ns)
         await self.freeze()
@@ -112,8 +121,8 @@ class Execution:
 
     # -- the wall clock
 
-    async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
+    def _run(self) -> None:
+        """Runs in the workload's own thread, so that it needs no turns of the event loop."""
         last = time.monotonic_ns()
         while self.running:
             now = time.monotonic_ns()
@@ -123,12 +132,19 @@ class Execution:
             last = now
             if self._limit_ns is not None and due >= self._limit_ns:
                 due = self._limit_ns
-            await loop.run_in_executor(self._pool, self._slice, due)
+            self._slice(due)
             if self._limit_ns is not None and due >= self._limit_ns:
                 self.running = False
                 self._limit_ns = None
                 return
-            await asyncio.sleep(SLICE_S)
+            self._stop.wait(self._pause_s())
+
+    def _pause_s(self) -> float:
+        """How long nothing is due: a slice at least, and never so long that time is lost."""
+        coming = self.workload.due_ns(self.workload.ops_done)
+        if self._limit_ns is not None:
+            coming = min(coming, self._limit_ns)
+        return min(max(SLICE_S, (coming - self.workload_ns) / 1e9), MOST_PAUSE_S)
 
     def _slice(self, due_ns: int) -> None:
         with self.lock:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from livemigration.digest import memory_digest, page_digests, zero_page_digest, zero_pages
+from livemigration.digest import memory_digest, page_digests, zero_page_digest
 from livemigration.layout import areas
+from livemigration.packing import zero_pages
 from livemigration.task import Task
 from mm_model import Mm
 

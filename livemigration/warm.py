@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from livemigration import batch
-from livemigration.runs import to_runs
+from livemigration.packing import pack
 from livemigration.task import ROOT_PID, Task
 from mm_model import MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE, Machine, ModelConfig
 
@@ -53,15 +53,15 @@ def small_task() -> tuple[Task, U64]:
 
 def pages_frame(task: Task, addresses: U64, sequence: int) -> bytes:
     """A frame of round 0 with pages of a small task, whatever is in them."""
-    run_start, run_pages = to_runs(addresses, task.machine.page_size)
+    packing = pack(task.processes[ROOT_PID], addresses)
     return batch.encode_pages(
         sequence=sequence,
         round_number=0,
         pid=ROOT_PID,
-        run_start=run_start,
-        run_pages=run_pages,
-        zero_start=run_start[:0],
-        zero_pages=run_pages[:0],
+        run_start=packing.run_start,
+        run_pages=packing.run_pages,
+        zero_start=packing.zero_start,
+        zero_pages=packing.zero_pages,
         content=task.machine.content,
-        rows=task.processes[ROOT_PID].frames(int(addresses[0]), addresses.size),
+        rows=packing.rows,
     )

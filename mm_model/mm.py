@@ -1182,11 +1182,15 @@ class Mm:
 
         Equal stamps are equal content.
         """
-        self._check_range("versions", start, npages * self._page)
+        return self.contents(start, npages)[1]
+
+    def contents(self, start: int, npages: int) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+        """Content row and stamp of each page, as `frames` and `versions` give them, in one walk."""
+        self._check_range("contents", start, npages * self._page)
         frames, out = np.empty(npages, np.int64), np.empty(npages, np.uint64)
         machine = self.machine
         versions_read(machine.arch, machine.phys, self.space, np.uint64(start), frames, out)
-        return out
+        return frames, out
 
     def ptes(self, start: int, npages: int) -> NDArray[np.uint64]:
         """The page-table entries, as uint64[npages]; 0 where there is none.

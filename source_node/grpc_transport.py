@@ -163,8 +163,9 @@ class GrpcTransport:
 
     async def send(self, sequence: int, frame: bytes) -> None:
         """Sends one frame once there is room in the window."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: len(self._window) < WINDOW or self._broken)
+        if len(self._window) >= WINDOW and self._broken is None:
+            async with self._changed:
+                await self._changed.wait_for(lambda: len(self._window) < WINDOW or self._broken)
         if self._broken is not None:
             await self._reconnect()
         self._window.append((sequence, frame))

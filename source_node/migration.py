@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from livemigration import batch
 from livemigration.clock import Clock
-from livemigration.digest import pages_equal, zero_pages
+from livemigration.digest import pages_equal
 from livemigration.errors import (
     Aborted,
     CommitInDoubt,
@@ -36,6 +36,7 @@ from livemigration.execution import Execution
 from livemigration.layout import to_proto
 from livemigration.link import Link, TokenBucket
 from livemigration.ownership import Ownership, OwnershipMachine
+from livemigration.packing import pack
 from livemigration.policy import Policy, RoundView
 from livemigration.runs import from_runs, to_runs
 from livemigration.snapshot import TaskDigests, digest_task, nonzero_pages
@@ -380,44 +381,33 @@ class Migration:
         self._last_frame_ns = 0
         began = time.monotonic_ns()
         task = self._execution.task
-        page_size = task.machine.page_size
-        content = task.machine.content
         with self._execution.lock:
             mm = task.processes.get(part.pid)
             if mm is None:
                 return None
-            first = int(part.addresses[0])
-            span = (int(part.addresses[-1]) - first) // page_size + 1
-            index = ((part.addresses - np.uint64(first)) // np.uint64(page_size)).astype(np.int64)
-            rows = mm.frames(first, span)[index]
-            versions = mm.versions(first, span)[index]
             # A page that is gone by now is not live at the next scan, which says so.
-            there = rows > 0
-            addresses, rows, versions = part.addresses[there], rows[there], versions[there]
-            if addresses.size == 0:
+            packing = pack(mm, part.addresses)
+            if packing.addresses.size == 0:
                 return None
-            zero = zero_pages(content, rows)
-            full = addresses[~zero]
-            run_start, run_pages = to_runs(full, page_size)
-            zero_start, zero_count = to_runs(addresses[zero], page_size)
             sequence = self._next()
             frame = batch.encode_pages(
                 sequence=sequence,
                 round_number=number,
                 pid=part.pid,
-                run_start=run_start,
-                run_pages=run_pages,
-                zero_start=zero_start,
-                zero_pages=zero_count,
-                content=content,
-                rows=rows[~zero],
+                run_start=packing.run_start,
+                run_pages=packing.run_pages,
+                zero_start=packing.zero_start,
+                zero_pages=packing.zero_pages,
+                content=task.machine.content,
+                rows=packing.rows,
             )
-            self._tracker.note(part.pid, addresses, versions, number)
-        payload = int(full.size) * page_size
+            self._tracker.note(part.pid, packing.addresses, packing.versions, number)
+        full = int(packing.rows.size)
+        payload = full * task.machine.page_size
         self._traffic.bytes_wire += len(frame)
         self._traffic.payload_bytes += payload
-        self._traffic.pages_sent += int(full.size)
-        self._traffic.pages_zero += int(addresses.size - full.size)
+        self._traffic.pages_sent += full
+        self._traffic.pages_zero += int(packing.addresses.size) - full
         self._traffic.gather_ns += time.monotonic_ns() - began
         if self._execution.running:
             self._last_frame_ns = max(

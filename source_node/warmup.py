@@ -6,7 +6,6 @@ for all of them. A host that has just started would spend that in its first roun
 
 from __future__ import annotations
 
-from livemigration.digest import zero_pages
 from livemigration.snapshot import digest_task
 from livemigration.task import ROOT_PID
 from livemigration.warm import pages_frame, small_task
@@ -23,7 +22,6 @@ def warm_up() -> None:
         mm.clear_refs(4)
         tracker.count_dirty(task)
         for pages in scan.processes[0].send_by_vma:
-            zero_pages(task.machine.content, mm.frames(start, pages.size))
             pages_frame(task, pages, sequence=1)
             tracker.note(ROOT_PID, pages, mm.versions(start, pages.size), 0)
     digest_task(task)

@@ -31,6 +31,12 @@ DOCS = Path(__file__).parents[2] / "docs" / "telemetry.md"
 STATE = "predump/v1/m/source/state"
 PRESENCE = "predump/v1/host/alpha/presence"
 
+_FOREVER_S = 200.0
+"""What waiting for the broker takes where a test is about not waiting: see `_make_waiting_last`."""
+
+_NO_WAIT_S = 100.0
+"""Less than that was no wait, however busy the machine is. (It is milliseconds on an idle one.)"""
+
 
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[Broker]:
@@ -193,8 +199,10 @@ async def test_a_host_that_lives_takes_back_that_it_was_lost(broker: Broker) -> 
 
 
 async def test_without_its_broker_a_host_loses_no_time_and_says_so_once(
-    broker: Broker, caplog: pytest.LogCaptureFixture
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    _make_waiting_last(monkeypatch)
+    monkeypatch.setattr(publisher, "FLUSH_S", _FOREVER_S)
     broker.stop()
     started = time.perf_counter()
     async with open_telemetry(broker.url, role="source", host_id="alpha") as telemetry:
@@ -202,9 +210,9 @@ async def test_without_its_broker_a_host_loses_no_time_and_says_so_once(
         slowest = await _longest_call(telemetry, calls=3000)
         await asyncio.sleep(1.0)  # several attempts
         closing = time.perf_counter()
-    assert opened < 0.5
-    assert slowest < 0.5
-    assert time.perf_counter() - closing < 1.0
+    assert opened < _NO_WAIT_S
+    assert slowest < _NO_WAIT_S
+    assert time.perf_counter() - closing < _NO_WAIT_S
     messages = _of_telemetry(caplog)
     assert len(messages) == 1
     where = f"127.0.0.1:{broker.port} (Connection refused)"
@@ -242,6 +250,7 @@ async def test_a_host_name_that_does_not_exist_is_only_a_broker_that_is_not_ther
 async def test_a_port_where_nothing_answers_delays_the_end_by_no_more_than_the_flush(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    _make_waiting_last(monkeypatch)
     monkeypatch.setattr(publisher, "FLUSH_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"mqtt://127.0.0.1:{silent.getsockname()[1]}"
@@ -249,7 +258,7 @@ async def test_a_port_where_nothing_answers_delays_the_end_by_no_more_than_the_f
             telemetry.state("m", state="round")
             await asyncio.sleep(0.2)
             closing = time.perf_counter()
-        assert time.perf_counter() - closing < 2.0
+        assert time.perf_counter() - closing < _NO_WAIT_S
 
 
 async def test_too_many_messages_for_an_absent_broker_are_dropped_and_counted(
@@ -356,6 +365,7 @@ async def test_a_broker_that_hangs_holds_up_nothing_and_is_told_the_last_state_l
 async def test_a_broker_that_hangs_delays_the_end_by_no_more_than_the_flush(
     broker: Broker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    _make_waiting_last(monkeypatch)
     monkeypatch.setattr(publisher, "FLUSH_S", 0.5)
     async with open_telemetry(broker.url, role="source", host_id="alpha") as telemetry:
         telemetry.state("m", state="round")
@@ -363,7 +373,7 @@ async def test_a_broker_that_hangs_delays_the_end_by_no_more_than_the_flush(
         os.kill(broker.pid, signal.SIGSTOP)
         telemetry.state("m", state="done")
         closing = time.perf_counter()
-    assert time.perf_counter() - closing < 2.0
+    assert time.perf_counter() - closing < _NO_WAIT_S
     os.kill(broker.pid, signal.SIGCONT)
     assert "did not take in time" in _of_telemetry(caplog)[-1]
 
@@ -410,6 +420,12 @@ async def test_tls_and_a_password(
 
 
 # -- small things
+
+
+def _make_waiting_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits for the broker now waits so long that no busy machine is mistaken for it."""
+    for name in ("CONNECT_TIMEOUT_S", "CALL_TIMEOUT_S"):
+        monkeypatch.setattr(connection, name, _FOREVER_S)
 
 
 async def _longest_call(telemetry: Telemetry, calls: int) -> float:

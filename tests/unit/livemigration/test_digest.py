@@ -94,7 +94,6 @@ def test_row_past_the_end_is_refused_everywhere() -> None:
     for call in (
         lambda: digest.page_digests(content, rows),
         lambda: digest.pages_equal(content, rows, page),
-        lambda: digest.zero_pages(content, rows),
         lambda: digest.gather_pages(content, rows, page),
         lambda: digest.gather_bytes(content, rows),
     ):
@@ -162,14 +161,6 @@ class TestContent:
         data[5 * page_size] ^= 1  # first byte of page 5
         found = digest.pages_equal(content, rows, data.tobytes())
         assert found.tolist() == [True, False, True, True, True, False]
-
-    def test_zero_pages_looks_at_every_byte(self, page_size: int) -> None:
-        content = make_content(page_size)
-        content[2:5] = 0
-        content[3, page_size - 1] = 1
-        content[4, 0] = 1
-        found = digest.zero_pages(content, np.array([-1, 0, 1, 2, 3, 4]))
-        assert found.tolist() == [True, True, False, True, False, False]
 
     def test_gather_copies_rows_and_clears_holes(self, page_size: int) -> None:
         content, rows = make_content(page_size), np.array([7, -1, 1, 0])
