@@ -11,9 +11,11 @@ BIN := .venv/bin
 PACKAGES := mm_model livemigration source_node dest_node predump
 PYTEST_ARGS ?=
 FUZZ_EXAMPLES ?= 5000
+AGREE_OPERATIONS ?= 100000
+SEARCH_SEEDS ?= 10
 
 .PHONY: help demo test setup setup-dev warm lint format types imports stubs unit proto lock bench fuzz \
-	compose-test compose-clean clean
+	fuzz-jit mutate-hunks search-hunks compose-test compose-clean clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +75,17 @@ bench: setup-dev ## benchmarks, with their targets
 fuzz: warm ## property tests with fresh seeds and FUZZ_EXAMPLES (5000) examples each
 	@FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest -n 2 tests/property --timeout 3600 \
 		--hypothesis-profile=fuzz --hypothesis-show-statistics $(PYTEST_ARGS)
+
+fuzz-jit: warm ## AGREE_OPERATIONS (100000) random operations, compiled and as plain Python
+	@AGREE_OPERATIONS=$(AGREE_OPERATIONS) $(BIN)/python -m pytest -s --timeout 7200 $(PYTEST_ARGS) \
+		tests/property/test_compiled_agrees.py
+
+mutate-hunks: warm ## take each hunk out of the model: some test must fail each time
+	@$(BIN)/python scripts/mutate_hunks.py
+
+search-hunks: warm ## search finds what each hunk's recordings show, with SEARCH_SEEDS (10) seeds
+	@SEARCH_SEEDS=$(SEARCH_SEEDS) $(BIN)/python -m pytest -n 2 --timeout 7200 $(PYTEST_ARGS) \
+		tests/unit/predump/test_hunks.py -k with_and_without_the_hunk
 
 compose-test: setup-dev ## the compose tests alone
 	@$(BIN)/python -m pytest -m compose -v $(PYTEST_ARGS)

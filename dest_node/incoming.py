@@ -10,8 +10,9 @@ from __future__ import annotations
 import errno
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,16 @@ from livemigration import batch
 from livemigration.digest import gather_bytes
 from livemigration.errors import BadRequest, DamagedFrame, NoSpace, WrongState
 from livemigration.execution import Execution
-from livemigration.layout import from_proto, reconcile
+from livemigration.files import drop_holes, file_pages, offsets
+from livemigration.layout import from_proto, huge_objects, reconcile, restore_advice
 from livemigration.ownership import Ownership, OwnershipMachine
 from livemigration.runs import from_runs, to_runs
-from livemigration.snapshot import TaskDigests, digest_task, live_pages, nonzero_pages
+from livemigration.snapshot import TaskDigests, digest_task, nonzero_pages, own_pages
 from livemigration.spec import TaskSpec
-from livemigration.task import ROOT_PID, Task, model_config
+from livemigration.task import ROOT_PID, Task, build_machine, model_config
 from livemigration.v1 import common_pb2, destination_node_pb2
 from livemigration.workload import build_workload
-from mm_model import MAP_SHARED, Machine, Mm, MmError
+from mm_model import MAP_SHARED, Mm, MmError
 
 U64 = NDArray[np.uint64]
 
@@ -73,6 +75,7 @@ class IncomingTask:
     recovered: bool = False
     _received: int = 0  # pages of the round so far
     _shared: dict[int, int] = field(default_factory=dict)
+    _files: dict[int, int] = field(default_factory=dict)  # the source's object -> file number
 
     @classmethod
     def prepare(cls, request: Request, store: StateDirectory | None) -> IncomingTask:
@@ -81,7 +84,7 @@ class IncomingTask:
         config = model_config(spec, request.extra_pages)
         try:
             content = None if store is None else store.pages(config.frames, config.page_size)
-            task = Task(Machine(config, content))
+            task = Task(build_machine(spec, request.extra_pages, content))
             reserve(task.machine.content[: request.resident_pages + 1])
         except MemoryError as error:
             raise NoSpace(f"no room for {spec.memory} bytes of memory") from error
@@ -99,7 +102,7 @@ class IncomingTask:
             record.migration_id, record.task, record.base_dir, record.clock, record.extra_pages
         )
         spec = request.spec()
-        task = Task(Machine(model_config(spec, request.extra_pages)))
+        task = Task(build_machine(spec, request.extra_pages))
         incoming = cls(request, spec, task, store)
         incoming._open_round(0, common_pb2.RoundBegin.FromString(record.begin))
         most = max(1, batch.BATCH_BYTES // spec.page_size)
@@ -107,6 +110,13 @@ class IncomingTask:
             for at in range(0, addresses.size, most):
                 task.processes[pid].install(
                     addresses[at : at + most],
+                    store.read_pages(rows[at : at + most], spec.page_size),
+                )
+        for number, (pages, rows) in enumerate(record.files):
+            for at in range(0, pages.size, most):
+                incoming._install_in_file(
+                    number,
+                    offsets(pages[at : at + most], spec.page_size),
                     store.read_pages(rows[at : at + most], spec.page_size),
                 )
         if incoming.digest().memory_digest != record.memory_digest:
@@ -164,9 +174,10 @@ class IncomingTask:
         self._received = 0
         self.round_over = False
         machine = self.task.machine
+        spaces = {process.pid: from_proto(process) for process in begin.processes}
+        sizes = huge_objects(spaces.values())
         for shared in begin.shared:
-            if shared.id not in self._shared:
-                self._shared[shared.id] = machine.create_shared(shared.pages, keep=True)
+            self._open_object(shared, sizes.get(shared.id, 0))
         wanted = {process.pid for process in begin.processes}
         if ROOT_PID not in wanted:
             raise DamagedFrame("a round without the task's first process")
@@ -177,8 +188,30 @@ class IncomingTask:
                 self.task.processes[process.pid] = machine.create_mm()
             self.task.parents[process.pid] = process.ppid
             mm = self.task.processes[process.pid]
-            reconcile(mm, from_proto(process), self._shared)
+            reconcile(mm, spaces[process.pid], self._shared)
             self._drop_dead(mm, process)
+
+    def _open_object(self, shared: common_pb2.SharedObject, huge_bytes: int) -> None:
+        """A shared object or file, as it is at the source but for the bytes to come.
+
+        `huge_bytes`: the size of its pages if it is hugetlb memory, else 0.
+        """
+        machine = self.task.machine
+        if shared.kind == common_pb2.OBJECT_KIND_ANONYMOUS:
+            if shared.id not in self._shared:
+                if huge_bytes and huge_bytes not in machine.huge_page_sizes:
+                    raise DamagedFrame(f"object {shared.id} has huge pages of {huge_bytes} bytes")
+                huge = (huge_bytes // machine.page_size).bit_length() - 1 if huge_bytes else 0
+                self._shared[shared.id] = machine.create_shared(shared.pages, keep=True, huge=huge)
+            return
+        if shared.id not in self._files:
+            on_disk = shared.kind == common_pb2.OBJECT_KIND_DISK
+            self._files[shared.id] = self.task.create_file(shared.pages, on_disk=on_disk)
+        file = self.task.files[self._files[shared.id]]
+        self._shared[shared.id] = file.object_id
+        if len(shared.live_start) != len(shared.live_pages):
+            raise DamagedFrame("the live pages of a file are columns of different lengths")
+        drop_holes(machine, file, shared)
 
     def _drop_dead(self, mm: Mm, process: common_pb2.Process) -> None:
         """Private pages that have no content at the source any more go away here."""
@@ -209,18 +242,36 @@ class IncomingTask:
     def _place(self, frame: batch.Frame) -> None:
         if self.round_over:
             raise DamagedFrame(f"frame {frame.sequence} brings pages outside of a round")
-        mm = self.task.processes.get(frame.pid)
-        if mm is None:
-            raise DamagedFrame(f"frame {frame.sequence} is for process {frame.pid}, unknown here")
+        install = self._installer(frame)
         page_size = self.spec.page_size
         if frame.run_start.size:
             addresses = from_runs(frame.run_start, frame.run_pages, page_size)
-            mm.install(addresses, frame.pages)
+            install(addresses, frame.pages)
             self._received += int(addresses.size)
         if frame.zero_start.size:
             addresses = from_runs(frame.zero_start, frame.zero_pages, page_size)
-            mm.install(addresses, np.zeros(addresses.size * page_size, dtype=np.uint8))
+            install(addresses, np.zeros(addresses.size * page_size, dtype=np.uint8))
             self._received += int(addresses.size)
+
+    def _installer(self, frame: batch.Frame) -> Callable[[U64, NDArray[np.uint8]], None]:
+        """What puts the pages of a frame in place: into a process, or into a file."""
+        if not frame.object_id:
+            mm = self.task.processes.get(frame.pid)
+            if mm is None:
+                raise DamagedFrame(
+                    f"frame {frame.sequence} is for process {frame.pid}, unknown here"
+                )
+            return mm.install
+        number = self._files.get(frame.object_id)
+        if number is None:
+            raise DamagedFrame(
+                f"frame {frame.sequence} is for file {frame.object_id}, unknown here"
+            )
+        return partial(self._install_in_file, number)
+
+    def _install_in_file(self, number: int, where: U64, pages: NDArray[np.uint8]) -> None:
+        numbers = (where // np.uint64(self.spec.page_size)).astype(np.int64)
+        self.task.machine.install_object(self.task.files[number].object_id, numbers, pages)
 
     # -- proof
 
@@ -284,6 +335,8 @@ class IncomingTask:
         if self.begin is None or not self.begin.core:
             raise WrongState("the final round with the task's state has not arrived")
         core = json.loads(self.begin.core)
+        for process in self.begin.processes:
+            restore_advice(self.task.processes[process.pid], from_proto(process))
         self.task.next_pid = core["next_pid"]
         workload = build_workload(
             self.spec.workload,
@@ -311,7 +364,8 @@ class IncomingTask:
             extra_pages=self.request.extra_pages,
             begin=self.begin.SerializeToString(),
             memory_digest=self.digests.memory_digest,
-            rows={pid: live_pages(mm) for pid, mm in self.task.processes.items()},
+            rows={pid: own_pages(self.task, pid) for pid in self.task.processes},
+            files=[file_pages(self.task.machine, file) for file in self.task.files],
         )
 
     def give_up(self) -> None:

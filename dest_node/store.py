@@ -19,7 +19,7 @@ import mmap
 import os
 import uuid
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,8 @@ class CommitRecord:
     begin: bytes  # the final round's RoundBegin: address spaces and core state
     memory_digest: str
     rows: dict[int, tuple[NDArray[np.uint64], NDArray[np.int64]]]  # pid -> addresses, file rows
+    # of each of the task's files: page numbers, file rows
+    files: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = field(default_factory=list)
 
 
 class StateDirectory:
@@ -142,6 +144,9 @@ class StateDirectory:
         for pid, (addresses, rows) in record.rows.items():
             arrays[f"addresses-{pid}"] = addresses
             arrays[f"rows-{pid}"] = rows
+        for number, (pages, rows) in enumerate(record.files):
+            arrays[f"file-pages-{number}"] = pages
+            arrays[f"file-rows-{number}"] = rows
         part = self.path / (_ROWS + ".part")
         with part.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
@@ -157,6 +162,7 @@ class StateDirectory:
             "extra_pages": record.extra_pages,
             "memory_digest": record.memory_digest,
             "pids": sorted(record.rows),
+            "files": len(record.files),
         }
         self._write(_COMMIT, json.dumps(head | {"checksum": _checksum(head)}).encode())
         directory = os.open(self.path, os.O_RDONLY)
@@ -180,6 +186,10 @@ class StateDirectory:
                 rows = {
                     pid: (arrays[f"addresses-{pid}"], arrays[f"rows-{pid}"]) for pid in head["pids"]
                 }
+                files = [
+                    (arrays[f"file-pages-{number}"], arrays[f"file-rows-{number}"])
+                    for number in range(head.get("files", 0))
+                ]
         except (
             # np.load gives a bare array for a file that is none of ours, which is no context.
             *(OSError, EOFError, TypeError, ValueError, KeyError),
@@ -195,6 +205,7 @@ class StateDirectory:
             begin=begin,
             memory_digest=head["memory_digest"],
             rows=rows,
+            files=files,
         )
 
     def _head(self) -> dict[str, Any]:

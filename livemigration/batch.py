@@ -47,6 +47,7 @@ class Frame:
     round: int = 0
     checksum: int = 0
     pid: int = 0
+    object_id: int = 0  # not 0: pages of this file, at offsets
     run_start: U64 = field(default_factory=_empty)
     run_pages: U64 = field(default_factory=_empty)
     zero_start: U64 = field(default_factory=_empty)
@@ -100,9 +101,10 @@ def encode_pages(
     zero_pages: U64,
     content: NDArray[np.uint8],
     rows: NDArray[np.int64],
+    object_id: int = 0,
 ) -> bytes:
     """A frame with the pages ``content[rows]`` (uint8[frames, page_size], int64[n]) for the runs
-    given.
+    given: of a process, or at offsets of the file ``object_id``.
 
     The pages are copied once, from physical memory into the message.
     """
@@ -112,7 +114,7 @@ def encode_pages(
     checksum_at = len(head) + 1
     head += _varint(3 << 3 | _FIXED64) + bytes(8) + _number(5, pid)
     head += _column(6, run_start) + _column(7, run_pages)
-    head += _column(9, zero_start) + _column(10, zero_pages)
+    head += _column(9, zero_start) + _column(10, zero_pages) + _number(11, object_id)
     if page_bytes:
         head += _varint(15 << 3 | _BYTES) + _varint(page_bytes)
     message, space = new_bytes(len(head) + page_bytes)
@@ -231,6 +233,8 @@ def decode(message: bytes) -> Frame:
                 frame.zero_start = _append(frame.zero_start, value)
             case 10:
                 frame.zero_pages = _append(frame.zero_pages, value)
+            case 11:
+                frame.object_id = _need_number(value)
             case 15:
                 frame.pages = np.frombuffer(_need_bytes(value), dtype=np.uint8)
             case _:

@@ -13,10 +13,26 @@ from itertools import pairwise
 
 from livemigration.errors import DamagedFrame
 from livemigration.v1 import common_pb2
-from mm_model import MAP_ANONYMOUS, MAP_FIXED, MAP_GROWSDOWN, MAP_PRIVATE, MAP_SHARED, Mm, Vma
+from mm_model import (
+    MAP_ANONYMOUS,
+    MAP_FIXED,
+    MAP_GROWSDOWN,
+    MAP_HUGE_MASK,
+    MAP_HUGE_SHIFT,
+    MAP_HUGETLB,
+    MAP_LOCKED,
+    MAP_PRIVATE,
+    MAP_SHARED,
+    Machine,
+    Mm,
+    MmError,
+    Vma,
+)
 
-KINDS = MAP_PRIVATE | MAP_SHARED
-KEPT_FLAGS = MAP_PRIVATE | MAP_SHARED | MAP_ANONYMOUS | MAP_GROWSDOWN
+HUGETLB = MAP_HUGETLB | MAP_HUGE_MASK
+"""Whether a VMA is of huge pages (hugetlb), and of which size."""
+KINDS = MAP_PRIVATE | MAP_SHARED | HUGETLB
+KEPT_FLAGS = KINDS | MAP_ANONYMOUS | MAP_GROWSDOWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +61,11 @@ def to_proto(space: AddressSpace) -> common_pb2.Process:
             start=vma.start,
             end=vma.end,
             prot=vma.prot,
-            flags=vma.flags & KEPT_FLAGS,
+            flags=vma.flags & KEPT_FLAGS | (MAP_LOCKED if vma.locked else 0),
             shared_id=vma.shared_id,
             pgoff=vma.pgoff,
             name=vma.name,
+            madv=vma.advice,
         )
     return process
 
@@ -60,15 +77,34 @@ def from_proto(process: common_pb2.Process) -> AddressSpace:
             start=v.start,
             end=v.end,
             prot=v.prot,
-            flags=v.flags,
+            flags=v.flags & KEPT_FLAGS,
             shared_id=v.shared_id,
             pgoff=v.pgoff,
             soft_dirty=False,
             name=v.name,
+            locked=bool(v.flags & MAP_LOCKED),
+            advice=v.madv,
         )
         for v in process.vmas
     )
     return AddressSpace(process.pid, process.ppid, vmas, process.start_brk, process.brk)
+
+
+def huge_page_size(vma: Vma) -> int:
+    """Bytes of the huge pages that a VMA is of; 0 if it is not hugetlb."""
+    if not vma.flags & MAP_HUGETLB:
+        return 0
+    return 1 << ((vma.flags & MAP_HUGE_MASK) >> MAP_HUGE_SHIFT)
+
+
+def huge_objects(spaces: Iterable[AddressSpace]) -> dict[int, int]:
+    """The shared objects that VMAs map as hugetlb -> bytes of their huge pages."""
+    return {
+        vma.shared_id: huge_page_size(vma)
+        for space in spaces
+        for vma in space.vmas
+        if vma.shared_id and huge_page_size(vma)
+    }
 
 
 def areas(vmas: Iterable[Vma], page_size: int) -> list[tuple[int, int, int, int]]:
@@ -110,16 +146,35 @@ def _pieces(have: list[Vma], want: list[Vma]) -> list[tuple[int, int, Vma | None
     return pieces
 
 
-def _check(vmas: Iterable[Vma], shared_ids: Mapping[int, int], page_size: int) -> None:
+def _check(vmas: Iterable[Vma], shared_ids: Mapping[int, int], machine: Machine) -> None:
     """Whether VMAs of a peer are pages one after the other, before any of them is mapped."""
     last = 0
     for vma in vmas:
-        whole = vma.start % page_size == 0 and vma.end % page_size == 0
+        unit = huge_page_size(vma)
+        if unit and unit not in machine.huge_page_sizes:
+            raise DamagedFrame(f"VMA {vma.start:#x} has huge pages of {unit} bytes, none here")
+        unit = unit or machine.page_size
+        whole = vma.start % unit == 0 and vma.end % unit == 0
         if not whole or not last <= vma.start < vma.end:
             raise DamagedFrame(f"VMA {vma.start:#x}-{vma.end:#x} is empty, odd or out of order")
         if vma.shared_id and vma.shared_id not in shared_ids:
             raise DamagedFrame(f"VMA {vma.start:#x} is of shared object {vma.shared_id}, unknown")
         last = vma.end
+
+
+def _unmap_huge_pages(mm: Mm, want: list[Vma]) -> None:
+    """Takes away huge pages whose place becomes other memory, as wholes: no border splits one."""
+    for old in mm.vmas():
+        unit = huge_page_size(old)
+        for start in range(old.start, old.end, unit) if unit else ():
+            kept = any(
+                new.start <= start
+                and start + unit <= new.end
+                and not (old.flags ^ new.flags) & KINDS
+                for new in want
+            )
+            if not kept:
+                mm.munmap(start, unit)
 
 
 def reconcile(mm: Mm, space: AddressSpace, shared_ids: Mapping[int, int]) -> None:
@@ -128,8 +183,9 @@ def reconcile(mm: Mm, space: AddressSpace, shared_ids: Mapping[int, int]) -> Non
     `DamagedFrame` if that is no address space, or of shared objects that are not among them.
     """
     page_size = mm.machine.page_size
-    _check(space.vmas, shared_ids, page_size)
+    _check(space.vmas, shared_ids, mm.machine)
     want = [replace(v, shared_id=shared_ids[v.shared_id] if v.shared_id else 0) for v in space.vmas]
+    _unmap_huge_pages(mm, want)
     missing: list[tuple[int, int, Vma]] = []
     for start, end, old, new in _pieces(list(mm.vmas()), want):
         if old is not None and (new is None or not _same_memory(old, new, start, page_size)):
@@ -155,3 +211,20 @@ def reconcile(mm: Mm, space: AddressSpace, shared_ids: Mapping[int, int]) -> Non
             name=new.name,
         )
     mm.restore_brk(space.start_brk, space.brk)
+
+
+def restore_advice(mm: Mm, space: AddressSpace) -> None:
+    """Gives the mappings their lasting advice and locks, when all pages are there (as CRIU's
+    restorer does last: criu/pie/restorer.c).
+
+    `DamagedFrame` for advice that the mapping cannot have.
+    """
+    for vma in space.vmas:
+        length = vma.end - vma.start
+        try:
+            for advice in (n for n in range(vma.advice.bit_length()) if vma.advice >> n & 1):
+                mm.madvise(vma.start, length, advice)
+            if vma.locked:
+                mm.mlock(vma.start, length)
+        except MmError as error:
+            raise DamagedFrame(f"VMA {vma.start:#x}: {error.strerror}") from error

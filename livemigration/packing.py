@@ -37,17 +37,20 @@ class Packing:
     zero_pages: U64
 
 
-def pack(mm: Mm, addresses: U64) -> Packing:
-    """Looks at the pages at `addresses` (uint64[n], n > 0, ascending, in one mapping) as they are
-    now; those without content are left out."""
-    page_size = mm.machine.page_size
-    first = int(addresses[0])
-    found_rows, found_versions = mm.contents(first, (int(addresses[-1]) - first) // page_size + 1)
+def pack(
+    content: NDArray[np.uint8], addresses: U64, found_rows: Rows, found_versions: U64
+) -> Packing:
+    """Looks at pages as they are now; those without content are left out.
+
+    addresses: uint64[n], n > 0, ascending; found_rows and found_versions: content row and stamp of
+    every page from the first address to the last (at least), as `Mm.contents` gives them.
+    """
+    page_size = content.shape[1]
     size = addresses.size
     words = np.empty((6, size), np.uint64)
     rows = np.empty(size, np.int64)
     there, full, runs, zeros = _pack(
-        page_words(mm.machine.content, page_size),
+        page_words(content, page_size),
         np.uint64(page_size),
         addresses,
         found_rows,
@@ -64,6 +67,14 @@ def pack(mm: Mm, addresses: U64) -> Packing:
         words[4, :zeros],
         words[5, :zeros],
     )
+
+
+def pack_from(mm: Mm, addresses: U64) -> Packing:
+    """`pack` of pages of one mapping of an address space."""
+    page_size = mm.machine.page_size
+    first = int(addresses[0])
+    rows, versions = mm.contents(first, (int(addresses[-1]) - first) // page_size + 1)
+    return pack(mm.machine.content, addresses, rows, versions)
 
 
 def zero_pages(content: NDArray[np.uint8], rows: Rows) -> NDArray[np.bool_]:

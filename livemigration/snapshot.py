@@ -2,24 +2,28 @@
 
 Both hosts call this on their own model; nothing that was sent is reused. Pages that read as zeros
 are left out on both sides, so that a hole, a zero page and a page of zeros count as equal - which
-they are to the task. The whole-memory digest covers the processes, their areas and all those pages.
+they are to the task. The whole-memory digest covers the processes, their areas and all those pages,
+and the files with theirs, mapped or not.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Container
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from livemigration.digest import memory_digest, page_digests, zero_page_digest
+from livemigration.files import file_numbers, file_pages
 from livemigration.layout import areas
 from livemigration.packing import zero_pages
 from livemigration.task import Task
-from mm_model import Mm
+from mm_model import MAP_SHARED, PM_PRESENT, PM_SWAP, Machine, Mm, Vma
 
 U64 = NDArray[np.uint64]
+Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,43 @@ def live_pages(mm: Mm) -> tuple[U64, NDArray[np.int64]]:
     return np.concatenate(addresses), np.concatenate(rows)
 
 
+def dumped(
+    task: Task, vma: Vma, entries: U64, rows: NDArray[np.int64], files: Container[int]
+) -> Bools:
+    """Which pages of a mapping travel with its process, as CRIU decides it (criu/mem.c).
+
+    `entries`: its pagemap; `files`: the task's files, whose own pages travel with them. Whether a
+    page was copied on write is not asked of as CRIU does, but of the model: userfaultfd's
+    markers for pages that are still the file's look like swapped pages (pte_to_pagemap_entry() of
+    fs/proc/task_mmu.c), and there CRIU has none.
+    """
+    live = rows > 0
+    if vma.shared_id in files:
+        if vma.flags & MAP_SHARED:
+            return np.zeros(live.size, dtype=np.bool_)
+        of_file = task.machine.object_frames(vma.shared_id)[vma.pgoff :][: live.size]
+        live[: of_file.size] &= rows[: of_file.size] != of_file
+    if not vma.flags & MAP_SHARED:
+        live &= (entries & (PM_PRESENT | PM_SWAP)) != 0
+    return live
+
+
+def own_pages(task: Task, pid: int) -> tuple[U64, NDArray[np.int64]]:
+    """The pages with content that a process has without the task's files: (addresses, rows)."""
+    mm, files = task.processes[pid], file_numbers(task)
+    page_size = mm.machine.page_size
+    addresses, rows = [], []
+    for vma in mm.vmas():
+        count = (vma.end - vma.start) // page_size
+        there = mm.frames(vma.start, count)
+        index = np.flatnonzero(dumped(task, vma, mm.pagemap(vma.start, count), there, files))
+        addresses.append(np.uint64(vma.start) + index.astype(np.uint64) * np.uint64(page_size))
+        rows.append(there[index])
+    if not addresses:
+        return np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int64)
+    return np.concatenate(addresses), np.concatenate(rows)
+
+
 def nonzero_pages(pid: int, mm: Mm) -> ProcessPages:
     """Pages of a process whose bytes are not all zeros."""
     addresses, rows = live_pages(mm)
@@ -79,30 +120,40 @@ def nonzero_pages(pid: int, mm: Mm) -> ProcessPages:
 
 def digest_task(task: Task) -> TaskDigests:
     """Digests of the whole task, computed now."""
-    content = task.machine.content
     page_size = task.machine.page_size
     description = bytearray(struct.pack("<QQ", page_size, len(task.processes)))
     processes = []
     columns: list[U64] = []
     for pid in sorted(task.processes):
         mm = task.processes[pid]
-        addresses, digests = _nonzero_digests(mm, content)
+        addresses, digests = _nonzero_digests(mm)
         processes.append(ProcessDigests(pid, addresses, digests))
         spans = areas(mm.vmas(), page_size)
         description += struct.pack("<QQQ", pid, len(spans), addresses.size)
         for span in spans:
             description += struct.pack("<QQQQ", *span)
         columns += [addresses, digests]
+    description += struct.pack("<Q", len(task.files))
+    for file in task.files:
+        pages, rows = file_pages(task.machine, file)
+        numbers, digests = _not_zeros(task.machine, pages.astype(np.uint64), rows)
+        description += struct.pack("<QQQ", file.pages, file.on_disk, numbers.size)
+        columns += [numbers, digests]
     return TaskDigests(tuple(processes), memory_digest(bytes(description), *columns))
 
 
-def _nonzero_digests(mm: Mm, content: NDArray[np.uint8]) -> tuple[U64, U64]:
+def _nonzero_digests(mm: Mm) -> tuple[U64, U64]:
     """Addresses and digests of a process' pages that are not all zeros, each page read once."""
-    addresses, rows = live_pages(mm)
+    return _not_zeros(mm.machine, *live_pages(mm))
+
+
+def _not_zeros(machine: Machine, where: U64, rows: NDArray[np.int64]) -> tuple[U64, U64]:
+    """Of pages at `where` with content `rows`, those that are not all zeros, and their digests."""
+    content = machine.content
     digests = page_digests(content, rows)
-    suspects = np.flatnonzero(digests == np.uint64(zero_page_digest(mm.machine.page_size)))
+    suspects = np.flatnonzero(digests == np.uint64(zero_page_digest(machine.page_size)))
     if suspects.size == 0:
-        return addresses, digests
+        return where, digests
     # A digest alone does not say that a page is zeros: its bytes do.
     zero = suspects[zero_pages(content, rows[suspects])]
-    return np.delete(addresses, zero), np.delete(digests, zero)
+    return np.delete(where, zero), np.delete(digests, zero)

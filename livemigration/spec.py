@@ -8,6 +8,7 @@ Rates, times and bandwidths stay the text that people wrote, checked; properties
 (``latency_ns``, ``bandwidth_bps``, ...) that the code computes with.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -26,7 +27,14 @@ from livemigration.costs import CostSpec
 from livemigration.spec_errors import SpecError, first_line
 from livemigration.telemetry.address import parse_broker_url
 from livemigration.units import format_size, parse_bandwidth, parse_size, parse_time_ns
-from livemigration.workload.spec import WorkloadSpec
+from livemigration.workload.script_text import (
+    CONT_PAGES,
+    ScriptTextError,
+    Step,
+    parse_script,
+    peak_pages,
+)
+from livemigration.workload.spec import ScriptSpec, WorkloadSpec
 
 PAGE_SIZES = (4096, 16384, 65536)
 LARGEST_MEMORY = 64 * 2**30
@@ -42,6 +50,7 @@ _WORKLOAD_LIMITS = {
 }
 """Sizes in a workload that cannot be larger than another key."""
 LATER_TRACKERS = ("host",)
+_FOLIO_SIZE = re.compile(r"[1-9][0-9]{0,6}kB")
 
 
 def _checked_time(text: str) -> str:
@@ -123,6 +132,38 @@ class KernelSpec(Spec):
         default="6.12",
         description='kernel version, or "seed": the tree that the patch was made for',
     )
+
+
+ThpMode = Literal["always", "madvise", "never"]
+
+
+class ThpSpec(Spec):
+    """Transparent huge pages, as below /sys/kernel/mm/transparent_hugepage on both hosts."""
+
+    enabled: ThpMode = Field(
+        default="madvise", description="where faults of anonymous memory may use PMD-sized pages"
+    )
+    hugepages: dict[str, ThpMode] = Field(
+        default={},
+        description="the same for other sizes (mTHP), by name: hugepages.64kB is the setting "
+        "hugepages-64kB/enabled; hugepages.cont is the size of a contiguous block",
+    )
+
+    @field_validator("hugepages")
+    @classmethod
+    def _sizes(cls, hugepages: dict[str, ThpMode]) -> dict[str, ThpMode]:
+        for name in hugepages:
+            if name != "cont" and not _FOLIO_SIZE.fullmatch(name):
+                raise ValueError(f"{name!r} is not a size as the kernel writes it, such as 64kB")
+        return dict(sorted(hugepages.items()))
+
+    def sizes(self, page_size: int) -> tuple[tuple[int, ThpMode], ...]:
+        """The other sizes in KiB, with their modes."""
+        cont = f"{CONT_PAGES[page_size] * page_size // 1024}kB"
+        return tuple(
+            (int((cont if name == "cont" else name).removesuffix("kB")), mode)
+            for name, mode in self.hugepages.items()
+        )
 
 
 class HunksSpec(Spec):
@@ -251,6 +292,7 @@ class TaskSpec(_StructSpec):
     )
     cpu: CpuSpec = Field(default=CpuSpec(), description="the processor")
     kernel: KernelSpec = Field(default=KernelSpec(), description="the kernel")
+    thp: ThpSpec = Field(default=ThpSpec(), description="transparent huge pages")
     hunks: HunksSpec = Field(
         default=HunksSpec(), description="hunks of the patch that are left out"
     )
@@ -287,6 +329,51 @@ class TaskSpec(_StructSpec):
                 'write "6.12" or "seed"'
             )
         return kernel
+
+    @field_validator("thp")
+    @classmethod
+    def _folio_sizes_exist(cls, thp: ThpSpec, info: ValidationInfo) -> ThpSpec:
+        page_size, kernel = info.data.get("page_size"), info.data.get("kernel")
+        if page_size is None or kernel is None:  # refused themselves
+            return thp
+        if thp.hugepages and kernel.profile == "6.1":
+            raise ValueError(
+                'hugepages: profile "6.1" has no sizes but PMD; write "6.12" or "seed"'
+            )
+        # From 4 pages up to below a table's reach, by powers of two (THP_ORDERS_ALL_ANON).
+        first, tables = page_size // 1024, (page_size // 8).bit_length() - 1
+        offered = [first << order for order in range(2, tables)]
+        given = [kilobytes for kilobytes, _ in thp.sizes(page_size)]
+        if len(given) > len(set(given)):
+            raise ValueError("hugepages: cont is one of the sizes that are given as well")
+        for kilobytes in given:
+            if kilobytes not in offered:
+                known = ", ".join(f"{size}kB" for size in offered)
+                raise ValueError(
+                    f"hugepages: there are no folios of {kilobytes}kB with pages of {page_size} "
+                    f"bytes; there are {known}"
+                )
+        return thp
+
+    @field_validator("workload")
+    @classmethod
+    def _script_fits(cls, workload: WorkloadSpec, info: ValidationInfo) -> WorkloadSpec:
+        page_size, memory = info.data.get("page_size"), info.data.get("memory")
+        if not isinstance(workload, ScriptSpec) or page_size is None or memory is None:
+            return workload
+        steps: list[Step] = []
+        for key in ("setup", "script"):
+            try:
+                steps += parse_script(getattr(workload, key), page_size)
+            except ScriptTextError as error:
+                raise ValueError(f"{key}: {error}") from error
+        need = peak_pages(steps) * page_size
+        if need > memory:
+            raise ValueError(
+                f"the script's regions have {format_size(need)} together, more than memory = "
+                f"{format_size(memory)}; write at least that"
+            )
+        return workload
 
     @field_validator("workload")
     @classmethod

@@ -1,6 +1,8 @@
-"""A task: one or more processes on one machine, with memory that the model keeps."""
+"""A task: one or more processes on one machine, their files, with memory that the model keeps."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,8 +34,32 @@ def model_config(spec: TaskSpec, extra_pages: int = 0) -> ModelConfig:
     )
 
 
+def build_machine(
+    spec: TaskSpec, extra_pages: int = 0, content: NDArray[np.uint8] | None = None
+) -> Machine:
+    """A host's machine for a task, with the settings that the spec asks for."""
+    machine = Machine(model_config(spec, extra_pages), content)
+    machine.set_thp(spec.thp.enabled)
+    for kilobytes, mode in spec.thp.sizes(spec.page_size):
+        machine.set_mthp(kilobytes, mode)
+    return machine
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFile:
+    """A file that a task made: an object of its machine that outlives its mappings."""
+
+    object_id: int
+    pages: int
+    on_disk: bool  # False: in memory, as on tmpfs
+
+
 class Task:
-    """Processes by pid. The root has pid 1; children get the next free number, never used twice."""
+    """Processes by pid, files by number.
+
+    The root has pid 1; children get the next free number, never used twice. Files are numbered in
+    the order of their making, from 0, on every host alike.
+    """
 
     def __init__(self, machine: Machine, root: Mm | None = None) -> None:
         self.machine = machine
@@ -42,6 +68,14 @@ class Task:
         }
         self.parents: dict[int, int] = {ROOT_PID: 0}
         self.next_pid = ROOT_PID + 1
+        self.files: list[TaskFile] = []
+
+    def create_file(self, pages: int, *, on_disk: bool) -> int:
+        """A new file of empty pages; returns its number."""
+        machine = self.machine
+        made = machine.create_file(pages) if on_disk else machine.create_shared(pages, keep=True)
+        self.files.append(TaskFile(made, pages, on_disk))
+        return len(self.files) - 1
 
     def fork(self, pid: int) -> int:
         """Forks process `pid`; returns the child's pid."""
@@ -62,6 +96,7 @@ class Task:
         """Gives all memory back; the task is over here."""
         self.processes.clear()
         self.parents.clear()
+        self.files.clear()
         self.machine.release()
 
 

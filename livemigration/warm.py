@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from livemigration import batch
-from livemigration.packing import pack
+from livemigration.packing import pack_from
 from livemigration.task import ROOT_PID, Task
 from mm_model import MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE, Machine, ModelConfig
 
@@ -53,7 +53,7 @@ def small_task() -> tuple[Task, U64]:
 
 def pages_frame(task: Task, addresses: U64, sequence: int) -> bytes:
     """A frame of round 0 with pages of a small task, whatever is in them."""
-    packing = pack(task.processes[ROOT_PID], addresses)
+    packing = pack_from(task.processes[ROOT_PID], addresses)
     return batch.encode_pages(
         sequence=sequence,
         round_number=0,

@@ -51,8 +51,12 @@ CACHE_DIR = _cache_base() / f"mm_model-{_source_digest()}"
 
 
 def compiled(function: _F) -> _F:
-    """Compile ``function`` in nopython mode, cached on disk, releasing the GIL while it runs."""
-    return _njit(function)
+    """Compile ``function`` in nopython mode, cached on disk, releasing the GIL while it runs.
+
+    It is told not to become part of its callers: where Numba first meets a function in one that is
+    ``inlined``, it hands that down, and all that a rare path needs would end up in every loop.
+    """
+    return _njit(function, forceinline=False)
 
 
 def inlined(function: _F) -> _F:

@@ -16,9 +16,10 @@ from mm_model._compiled import compiled, inlined
 from mm_model.asm.pgtable import U0, Arch, pmd_maps_block, pte_pfn
 from mm_model.block import copy_bytes, same_bytes
 from mm_model.frames import new_version
-from mm_model.memory import access_anywhere, access_page
+from mm_model.huge_memory import huge_frame
+from mm_model.memory import access_page
 from mm_model.pagewalk import walk
-from mm_model.state import HUGE_PMDS, PGD, Int, Phys, Space
+from mm_model.state import PGD, Int, Phys, Space
 
 READ: Final = 0
 WRITE: Final = 1
@@ -36,10 +37,9 @@ def mapped_frame(arch: Arch, phys: Phys, index: Int, address: np.uint64) -> Int:
     The entry may be a huge page's, but not the huge zero page's, which nobody writes to.
     """
     entry = phys.tables[index]
-    frame = pte_pfn(arch, entry)
     if pmd_maps_block(entry):
-        frame += (address >> arch.page_shift) & arch.table_mask
-    return np.int64(frame)
+        return huge_frame(arch, phys, entry, address)
+    return np.int64(pte_pfn(arch, entry))
 
 
 @compiled
@@ -68,10 +68,7 @@ def access_words(
         index = np.int64(-1)
         if table >= 0:
             index = table + np.int64((address >> arch.page_shift) & arch.table_mask)
-        if index < 0 and space.regs[HUGE_PMDS] != 0:
-            index = access_anywhere(arch, phys, space, address, write)
-        else:
-            index = access_page(arch, phys, space, index, address, write)
+        index = access_page(arch, phys, space, index, address, write)
         if index < 0:
             return n
         if table < 0:
@@ -141,10 +138,7 @@ def store_bytes(
     """
     for n in range(first, addresses.shape[0]):
         index = walk(arch, phys, space.regs[PGD], addresses[n])
-        if index < 0 and space.regs[HUGE_PMDS] != 0:
-            index = access_anywhere(arch, phys, space, addresses[n], np.int64(1))
-        else:
-            index = access_page(arch, phys, space, index, addresses[n], np.int64(1))
+        index = access_page(arch, phys, space, index, addresses[n], np.int64(1))
         if index < 0:
             return n
         frame = mapped_frame(arch, phys, index, addresses[n])

@@ -45,6 +45,9 @@ class Arch(NamedTuple):
     sd_access_flags: np.uint64
     sd_modify: np.uint64
     sd_gather: np.uint64
+    sd_huge_get: np.uint64
+    sd_huge_clear: np.uint64
+    sd_huge_access_flags: np.uint64
     pmd_sd_test: np.uint64
     pmd_sd_set: np.uint64
     pmd_sd_clear: np.uint64
@@ -56,6 +59,9 @@ class Arch(NamedTuple):
     swp_sd_test: np.uint64
     swp_sd_set: np.uint64
     swp_sd_clear: np.uint64
+    pmd_swp_sd_test: np.uint64
+    pmd_swp_sd_set: np.uint64
+    pmd_swp_sd_clear: np.uint64
     swp_exclusive: np.uint64
     swp_uffd_wp: np.uint64
     swp_type_shift: np.uint64

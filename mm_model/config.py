@@ -48,8 +48,9 @@ class KernelProfile:
         "mm/ksm: convert break_ksm() to use walk_page_range_vma()" and FAULT_FLAG_UNSHARE ("mm/ksm:
         fix KSM COW breaking with userfaultfd-wp via FAULT_FLAG_UNSHARE").
     ``ksm_skips_protnone``
-        Pages that the task may not access do not merge: follow_page() does not find them. Until
-        6.6: "mm/gup: reintroduce FOLL_NUMA as FOLL_HONOR_NUMA_FAULT".
+        Pages that the task may not access do not merge, and debugfs does not split their folios:
+        follow_page() does not find them. Until 6.6: "mm/gup: reintroduce FOLL_NUMA as
+        FOLL_HONOR_NUMA_FAULT".
     ``uffd_wp_unpopulated``
         Write-protecting anonymous memory reaches pages that are not there yet, by markers. Since
         6.4: "mm/uffd: UFFD_FEATURE_WP_UNPOPULATED".
@@ -266,9 +267,9 @@ def build_arch(config: ModelConfig) -> Arch:
     def unless(name: str, bit: int) -> np.uint64:
         return np.uint64(bit if tracking and name not in off else 0)
 
-    def only_if_also(name: str, helper: str) -> np.uint64:
+    def only_if_also(name: str, helper: str, bit: int) -> np.uint64:
         # The pmd_* helpers are defined through the pte_* ones.
-        return np.uint64(int(unless(name, soft_dirty)) & int(unless(helper, soft_dirty)))
+        return np.uint64(int(unless(name, bit)) & int(unless(helper, bit)))
 
     def only_without(name: str) -> np.uint64:
         # The old code calls pte_mkdirty() where the hunk calls __pte_mkdirty().
@@ -299,9 +300,12 @@ def build_arch(config: ModelConfig) -> Arch:
         sd_access_flags=unless("ptep_set_access_flags", soft_dirty),
         sd_modify=only_without("pte_modify"),
         sd_gather=only_without("get_and_clear_full_ptes"),
-        pmd_sd_test=only_if_also("pmd_soft_dirty", "pte_soft_dirty"),
-        pmd_sd_set=only_if_also("pmd_mksoft_dirty", "pte_mksoft_dirty"),
-        pmd_sd_clear=only_if_also("pmd_clear_soft_dirty", "pte_clear_soft_dirty"),
+        sd_huge_get=only_without("huge_ptep_get"),
+        sd_huge_clear=only_without("get_clear_contig"),
+        sd_huge_access_flags=only_without("huge_ptep_set_access_flags"),
+        pmd_sd_test=only_if_also("pmd_soft_dirty", "pte_soft_dirty", soft_dirty),
+        pmd_sd_set=only_if_also("pmd_mksoft_dirty", "pte_mksoft_dirty", soft_dirty),
+        pmd_sd_clear=only_if_also("pmd_clear_soft_dirty", "pte_clear_soft_dirty", soft_dirty),
         sd_contpte_convert=only_without("contpte_convert"),
         sd_contpte_get=only_without("contpte_ptep_get"),
         sd_contpte_get_lockless=only_without("contpte_ptep_get_lockless"),
@@ -310,6 +314,11 @@ def build_arch(config: ModelConfig) -> Arch:
         swp_sd_test=unless("pte_swp_soft_dirty", swp_bit),
         swp_sd_set=unless("pte_swp_mksoft_dirty", swp_bit),
         swp_sd_clear=unless("pte_swp_clear_soft_dirty", swp_bit),
+        pmd_swp_sd_test=only_if_also("pmd_swp_soft_dirty", "pte_swp_soft_dirty", swp_bit),
+        pmd_swp_sd_set=only_if_also("pmd_swp_mksoft_dirty", "pte_swp_mksoft_dirty", swp_bit),
+        pmd_swp_sd_clear=only_if_also(
+            "pmd_swp_clear_soft_dirty", "pte_swp_clear_soft_dirty", swp_bit
+        ),
         swp_exclusive=np.uint64(layout.swp_exclusive),
         swp_uffd_wp=np.uint64(layout.swp_uffd_wp),
         swp_type_shift=np.uint64(layout.swp_type_shift),

@@ -10,6 +10,7 @@ from mm_model import (
     filemap,
     gup,
     huge_memory,
+    hugetlb,
     khugepaged,
     ksm,
     madvise,
@@ -52,6 +53,9 @@ remap_folio = flushing(huge_memory.remap_folio)
 get_user_page = flushing(gup.get_user_page)
 populate_range = flushing(gup.populate_range)
 madvise_free = flushing(madvise.madvise_free)
+hugetlb_change_protection = flushing(hugetlb.hugetlb_change_protection)
+move_hugetlb_page_tables = flushing(hugetlb.move_hugetlb_page_tables)
+unmap_hugepage_range = flushing(hugetlb.unmap_hugepage_range)
 copy_page_range = flushing(memory.copy_page_range)
 zap_page_range = flushing(memory.zap_page_range)
 change_protection = flushing(mprotect.change_protection)

@@ -216,6 +216,25 @@ def put_folio(phys: Phys, frame: Int) -> None:
 
 
 @compiled
+def alloc_hugetlb_folio(phys: Phys, order: Int, zero: Flag) -> Int:
+    """alloc_folio for a page of hugetlb.
+
+    It is not counted in LARGE_FOLIOS: no mapping but those of hugetlb ever has it.
+    """
+    head = alloc_folio(phys, order, zero)
+    if head >= 0:
+        phys.ctr[LARGE_FOLIOS] -= 1
+    return head
+
+
+@compiled
+def free_hugetlb_folio(phys: Phys, head: Int) -> None:
+    """Free the page of hugetlb at ``head`` if neither an entry nor an object holds it."""
+    if phys.mapcount[head] == 0 and phys.flags[head] & PG_CACHE == 0:
+        put_free_folio(phys, head, np.int64(phys.order[head]))
+
+
+@compiled
 def forget_folio(phys: Phys, head: Int) -> None:
     """Make the pages of a large folio single pages; those that nobody maps become free."""
     for frame in range(head, head + folio_nr_pages(phys, head)):
@@ -240,7 +259,7 @@ def free_unmapped_pages(phys: Phys) -> Flag:
             continue
         pages = folio_nr_pages(phys, frame)
         for page in range(frame, frame + pages):
-            if phys.mapcount[page] == 0:
+            if phys.mapcount[page] == 0 and phys.flags[page] & PG_CACHE == 0:
                 found = True
         if found:
             forget_folio(phys, frame)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mm_model import state
+from mm_model import hugetlbfs, state
 from mm_model.entry import uffd_wp_range
 from mm_model.errors import MmError, NotModelled
 from mm_model.mmap import VM_MAYWRITE, VM_SHARED, VmArea
@@ -45,6 +45,9 @@ class Userfaultfd:
         for area in found:
             if area.shared_id and not area.flags & VM_MAYWRITE:
                 raise MmError(errno.EPERM, f"UFFDIO_REGISTER: {area.start:#x} is never writable")
+        for area in (found[0], found[-1]):
+            start, stop = max(addr, area.start), min(addr + length, area.end)
+            self._refuse_parts("UFFDIO_REGISTER", area, start, stop - start)
         for area in found:
             self._set_flag(area, max(addr, area.start), min(addr + length, area.end), VM_UFFD_WP)
 
@@ -63,6 +66,7 @@ class Userfaultfd:
             if not area.flags & VM_UFFD_WP:
                 done = False
                 break
+            self._refuse_parts("UFFDIO_WRITEPROTECT", area, addr, length)
             start, end = max(addr, area.start), min(addr + length, area.end)
             self._protect(area, start, end, enable=enable)
             done = True
@@ -83,6 +87,11 @@ class Userfaultfd:
             raise MmError(errno.EINVAL, f"{call}: length {length:#x} is not a number of pages")
         return self._mm.mappings(call, addr, length)
 
+    def _refuse_parts(self, call: str, area: VmArea, addr: int, length: int) -> None:
+        unit = self._mm.machine.page_size << area.huge
+        if addr % unit or length % unit:
+            raise MmError(errno.EINVAL, f"{call}: {area.start:#x} has huge pages, not to be split")
+
     def _mappings(self, call: str, addr: int, length: int) -> list[VmArea]:
         found = self._range(call, addr, length)
         if not found:
@@ -101,6 +110,9 @@ class Userfaultfd:
         mm = self._mm
         if enable:
             mm.ensure_tables_for(end - start)
+        if area.huge:
+            hugetlbfs.change_protection(mm, area, start, end, uffd_wp=enable, resolve=not enable)
+            return
         uffd_wp_range(
             mm.machine.arch,
             mm.machine.phys,

@@ -38,6 +38,7 @@ from mm_model.state import (
     V_FLAGS,
     V_START,
     VM_GROWSDOWN,
+    VM_HUGETLB,
     VM_MAYREAD,
     VM_MAYWRITE,
     VM_READ,
@@ -58,6 +59,8 @@ def check_vma_flags(flags: np.uint64, write: Int, force: Int) -> Flag:
     if write != 0:
         if flags & VM_WRITE != U0:
             return True
+        if flags & VM_HUGETLB != U0:
+            return False
         return force != 0 and is_cow_mapping(flags)
     if flags & VM_READ != U0:
         return True

@@ -26,11 +26,13 @@ from mm_model.asm.pgtable import (
     Pte,
     pfn_pte,
     pmd_clear_soft_dirty,
-    pmd_leaf,
     pmd_mkhuge,
     pmd_mksoft_dirty,
     pmd_pte,
     pmd_soft_dirty,
+    pmd_swp_clear_soft_dirty,
+    pmd_swp_mksoft_dirty,
+    pmd_table,
     pte_advance_pfn,
     pte_clear_soft_dirty,
     pte_clear_uffd_wp,
@@ -48,7 +50,9 @@ from mm_model.asm.pgtable import (
     pte_present,
     pte_protnone,
     pte_soft_dirty,
+    pte_swp_clear_uffd_wp,
     pte_swp_mksoft_dirty,
+    pte_swp_mkuffd_wp,
     pte_swp_soft_dirty,
     pte_uffd_wp,
     pte_write,
@@ -64,12 +68,28 @@ from mm_model.frames import (
     forget_folio,
     put_folio,
 )
-from mm_model.pagewalk import alloc_table, huge_pmd, pmd_alloc, tables_left, walk, walk_to
+from mm_model.huge_swapops import (
+    huge_pmd_head,
+    is_swap_pmd,
+    pmd_migration_entry_readable,
+    pmd_migration_entry_shared,
+    split_pmd_migration_entry,
+)
+from mm_model.pagewalk import (
+    alloc_table,
+    huge_leaf,
+    huge_pmd,
+    pmd_alloc,
+    tables_left,
+    walk,
+    walk_to,
+)
 from mm_model.rmap import anon_vma_prepare
 from mm_model.state import (
     DEPOSITED,
     FALLBACK,
     HUGE_PMDS,
+    MIGRATING,
     N_VMAS,
     N_WP,
     N_ZERO,
@@ -88,6 +108,7 @@ from mm_model.state import (
     V_PGOFF,
     V_PROT,
     V_START,
+    VM_HUGETLB,
     VM_LOCKED,
     VM_MAYWRITE,
     VM_SHARED,
@@ -121,12 +142,14 @@ def clear_huge_pmd(phys: Phys, space: Space, index: Int) -> Pte:
 
 
 @compiled
-def huge_frame(arch: Arch, pmd: Pte, address: np.uint64) -> Int:
-    """The frame that a huge page's entry maps at ``address``."""
-    frame = pte_pfn(arch, pmd)
-    if frame != U0:
-        frame += (address >> arch.page_shift) & arch.table_mask
-    return np.int64(frame)
+def huge_frame(arch: Arch, phys: Phys, pmd: Pte, address: np.uint64) -> Int:
+    """The frame that a huge page's entry maps at ``address``; 0: the huge zero page.
+
+    Of a hugetlb page it may be one entry of several: the folio says how far it reaches.
+    """
+    frame = np.int64(pte_pfn(arch, pmd))
+    pages = folio_nr_pages(phys, frame)
+    return (frame & -pages) + (np.int64(address >> arch.page_shift) & (pages - 1))
 
 
 @compiled
@@ -134,7 +157,7 @@ def hardware_access_huge(
     arch: Arch, phys: Phys, space: Space, address: np.uint64, write: Int
 ) -> Int:
     """Let the CPU use the huge page at ``address``: its entry's index, or -1 for a fault."""
-    index = huge_pmd(arch, phys, space, address)
+    index = huge_leaf(arch, phys, space, address)
     if index >= 0 and hardware_access(arch, phys, index, write):
         return index
     return np.int64(-1)
@@ -146,12 +169,14 @@ def handle_pmd_fault(
 ) -> Int:
     """A fault where no page table is: on a huge page, or where one may be made.
 
-    OK, FALLBACK, or NO_TABLES.
+    OK, FALLBACK, NO_TABLES, or MIGRATING.
     """
     index = walk_to(arch, phys, space.regs[PGD], address, 1)
     if index >= 0 and phys.tables[index] != U0:
-        if not pmd_leaf(phys.tables[index]):
+        if pmd_table(phys.tables[index]):
             return FALLBACK
+        if is_swap_pmd(arch, phys.tables[index]):
+            return MIGRATING
         if write != 0 and not pte_write(phys.tables[index]):
             return do_huge_pmd_wp_page(arch, phys, space, vma, index)
         entry = pte_mkyoung(phys.tables[index])
@@ -244,13 +269,18 @@ def split_huge_pmd(arch: Arch, phys: Phys, space: Space, index: Int, freeze: Fla
     """Map a huge page by page entries instead (__split_huge_pmd); index of the first of them.
 
     Making the new entries dirty makes them soft-dirty; older kernels note it in the folio instead.
-    ``freeze``: the entries are on the way to be remapped one by one and keep their bits.
+    ``freeze``: the entries are on the way to be remapped one by one and keep their bits. Where the
+    page is moving, its pages are.
     """
     pmd = clear_huge_pmd(phys, space, index)
     table = alloc_table(arch, phys)
     phys.tables[index] = (np.uint64(table) << arch.page_shift) | PMD_TYPE_TABLE
     first = table << np.int64(arch.table_shift)
     count = np.int64(arch.table_mask) + 1
+    if is_swap_pmd(arch, pmd):
+        for k in range(count):
+            phys.tables[first + k] = split_pmd_migration_entry(arch, pmd, k)
+        return first
     head = np.int64(pte_pfn(arch, pmd))
     if head == 0:
         zero = pte_mkspecial(pte_mkyoung(pmd_pte(pmd)))
@@ -291,7 +321,7 @@ def split_huge_pmd_address(arch: Arch, phys: Phys, space: Space, address: np.uin
 @compiled
 def zap_huge_pmd(arch: Arch, phys: Phys, space: Space, index: Int) -> None:
     """Unmap a whole huge page."""
-    head = np.int64(pte_pfn(arch, clear_huge_pmd(phys, space, index)))
+    head = huge_pmd_head(arch, clear_huge_pmd(phys, space, index))
     if head == 0:
         return
     pages = folio_nr_pages(phys, head)
@@ -330,8 +360,10 @@ def copy_huge_pmd(
     target = pmd_alloc(arch, phys, child, address)
     if target < 0 or not tables_left(phys):
         return NO_TABLES
-    pmd = pte_wrprotect(phys.tables[source])
-    head = np.int64(pte_pfn(arch, pmd))
+    pmd = phys.tables[source]
+    moving = is_swap_pmd(arch, pmd)
+    pmd = pmd_migration_entry_shared(arch, pmd) if moving else pte_wrprotect(pmd)
+    head = huge_pmd_head(arch, pmd)
     if head != 0:
         pages = folio_nr_pages(phys, head)
         for frame in range(head, head + pages):
@@ -339,7 +371,8 @@ def copy_huge_pmd(
             phys.mapcount[frame] += 1
         child.regs[RSS] += pages
     phys.tables[source] = pmd
-    set_huge_pmd(phys, child, target, pte_clear_uffd_wp(pte_mkold(pmd)))
+    pmd = pte_swp_clear_uffd_wp(arch, pmd) if moving else pte_clear_uffd_wp(pte_mkold(pmd))
+    set_huge_pmd(phys, child, target, pmd)
     return OK
 
 
@@ -361,6 +394,9 @@ def change_huge_pmd(
     if end - address != U1 << arch.pmd_shift:
         split_huge_pmd(arch, phys, space, index, False)
         return True
+    if is_swap_pmd(arch, phys.tables[index]):
+        phys.tables[index] = pmd_migration_entry_readable(arch, phys, phys.tables[index])
+        return False
     pmd = pmd_mkhuge(pte_modify(arch, phys.tables[index], newprot))
     if try_writable != 0 and not pte_write(pmd) and can_change_pmd_writable(arch, phys, flags, pmd):
         pmd = pte_mkwrite(pmd)
@@ -401,6 +437,11 @@ def uffd_wp_huge_pmd(
     if end - address != U1 << arch.pmd_shift:
         split_huge_pmd(arch, phys, space, index, False)
         return False
+    if is_swap_pmd(arch, phys.tables[index]):
+        pmd = pmd_migration_entry_readable(arch, phys, phys.tables[index])
+        marked = pte_swp_mkuffd_wp(arch, pmd)
+        phys.tables[index] = marked if enable != 0 else pte_swp_clear_uffd_wp(arch, pmd)
+        return True
     pmd = pmd_mkhuge(pte_modify(arch, phys.tables[index], newprot))
     if enable != 0:
         pmd = pte_mkuffd_wp(pmd)
@@ -429,9 +470,15 @@ def move_huge_pmd(
         new = pmd_alloc(arch, phys, space, target)
         if new >= 0 and phys.tables[new] == U0:
             pmd = clear_huge_pmd(phys, space, old)
-            if clear_uffd_wp != 0:
-                pmd = pte_clear_uffd_wp(pmd)
-            set_huge_pmd(phys, space, new, pmd_mksoft_dirty(arch, pmd))
+            if is_swap_pmd(arch, pmd):
+                pmd = pmd_swp_mksoft_dirty(arch, pmd)
+                if clear_uffd_wp != 0:
+                    pmd = pte_swp_clear_uffd_wp(arch, pmd)
+            else:
+                pmd = pmd_mksoft_dirty(arch, pmd)
+                if clear_uffd_wp != 0:
+                    pmd = pte_clear_uffd_wp(pmd)
+            set_huge_pmd(phys, space, new, pmd)
             return True
     split_huge_pmd(arch, phys, space, old, False)
     return False
@@ -443,6 +490,9 @@ def clear_soft_dirty_pmd(arch: Arch, phys: Phys, space: Space, address: np.uint6
     index = huge_pmd(arch, phys, space, address)
     if index >= 0:
         pmd = phys.tables[index]
+        if is_swap_pmd(arch, pmd):
+            phys.tables[index] = pmd_swp_clear_soft_dirty(arch, pmd)
+            return
         if pte_dirty(pmd):
             pmd = pte_mkdirty(arch, pmd)
         if arch.clear_refs_mistake == CLEAR_REFS_KEEPS_DBM:
@@ -456,7 +506,7 @@ def clear_soft_dirty_pmd(arch: Arch, phys: Phys, space: Space, address: np.uint6
 def clear_young_pmd(arch: Arch, phys: Phys, space: Space, address: np.uint64) -> None:
     """The same for the access flag alone."""
     index = huge_pmd(arch, phys, space, address)
-    if index >= 0:
+    if index >= 0 and pte_present(arch, phys.tables[index]):
         phys.tables[index] = pte_mkold(phys.tables[index])
 
 
@@ -475,7 +525,7 @@ def follow_huge_pmd(
     As for a page entry: a forced write needs the page to be ours and, where writes are tracked,
     soft-dirty already.
     """
-    index = huge_pmd(arch, phys, space, address)
+    index = huge_leaf(arch, phys, space, address)
     if index < 0:
         return np.int64(-1)
     pmd = phys.tables[index]
@@ -490,7 +540,7 @@ def follow_huge_pmd(
             return np.int64(-1)
         if flags & VM_UFFD_WP != U0 and pte_uffd_wp(pmd):
             return np.int64(-1)
-    return huge_frame(arch, pmd, address)
+    return huge_frame(arch, phys, pmd, address)
 
 
 # --- splitting folios ---
@@ -577,7 +627,9 @@ def remap_folio(arch: Arch, phys: Phys, space: Space, head: Int, first_page: Int
             index = walk(arch, phys, space.regs[PGD], address)
             if index < 0:
                 huge = huge_pmd(arch, phys, space, address)
-                if huge < 0 or np.int64(pte_pfn(arch, phys.tables[huge])) != head:
+                if huge < 0 or is_swap_pmd(arch, phys.tables[huge]):
+                    continue
+                if np.int64(pte_pfn(arch, phys.tables[huge])) != head:
                     continue
                 split_huge_pmd(arch, phys, space, huge, True)
                 index = walk(arch, phys, space.regs[PGD], address)
@@ -607,19 +659,26 @@ def next_large_folio(
 ) -> np.uint64:
     """The first address in [start, end) of one VMA where a large folio is mapped; ``end`` if none.
 
-    Page by page, as the debugfs file split_huge_pages looks for them.
+    Page by page, as the debugfs file split_huge_pages looks for them, by follow_page() in 6.1.
+    Hugetlb pages never split.
     """
+    if space.vmas[vma, V_FLAGS] & VM_HUGETLB != U0:
+        return end
     address = start
     while address < end:
         index = walk(arch, phys, space.regs[PGD], address)
         if index >= 0:
             pte = phys.tables[index]
-            if pte_present(arch, pte):
-                if phys.flags[np.int64(pte_pfn(arch, pte))] & PG_LARGE:
+            if pte_present(arch, pte) and phys.flags[np.int64(pte_pfn(arch, pte))] & PG_LARGE:
+                if arch.ksm_skips_protnone == 0 or not pte_protnone(arch, pte):
                     return address
         else:
             huge = huge_pmd(arch, phys, space, address)
-            if huge >= 0 and pte_pfn(arch, phys.tables[huge]) != U0:
-                return address
+            if huge >= 0 and not is_swap_pmd(arch, phys.tables[huge]):
+                found = pte_pfn(arch, phys.tables[huge]) != U0
+                if found and (
+                    arch.ksm_skips_protnone == 0 or not pte_protnone(arch, phys.tables[huge])
+                ):
+                    return address
         address += arch.page_size
     return end

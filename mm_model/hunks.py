@@ -15,8 +15,6 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from mm_model.errors import NotModelled
-
 _PGTABLE = "arch/arm64/include/asm/pgtable.h"
 _CONTPTE = "arch/arm64/mm/contpte.c"
 _HUGETLB = "arch/arm64/mm/hugetlbpage.c"
@@ -24,13 +22,12 @@ _HUGETLB = "arch/arm64/mm/hugetlbpage.c"
 
 @dataclass(frozen=True, slots=True)
 class Hunk:
-    """One hunk: where it is, what it protects, and whether this model has the place it changes."""
+    """One hunk: where it is, and what it protects."""
 
     name: str
     file: str
     function: str
     protects: str
-    modelled: bool = True
 
 
 HUNKS: tuple[Hunk, ...] = (
@@ -105,22 +102,21 @@ HUNKS: tuple[Hunk, ...] = (
         "pmd_swp_soft_dirty",
         _PGTABLE,
         "pmd_swp_soft_dirty",
-        "reading the bit of a migrating huge page",
-        modelled=False,
+        "reading the bit of a huge page that is moving: without it what was written before is lost"
+        " while it moves, and where it is split meanwhile",
     ),
     Hunk(
         "pmd_swp_mksoft_dirty",
         _PGTABLE,
         "pmd_swp_mksoft_dirty",
-        "the bit goes into a huge page's migration entry",
-        modelled=False,
+        "the bit goes into the entry of a huge page that is moving: without it what was written"
+        " before is lost while it moves",
     ),
     Hunk(
         "pmd_swp_clear_soft_dirty",
         _PGTABLE,
         "pmd_swp_clear_soft_dirty",
-        "clear_refs reaches a huge page's migration entry",
-        modelled=False,
+        "clear_refs reaches the entry of a huge page that is moving: without it spurious pages",
     ),
     Hunk(
         "pte_modify",
@@ -164,22 +160,22 @@ HUNKS: tuple[Hunk, ...] = (
         "huge_ptep_get",
         _HUGETLB,
         "huge_ptep_get",
-        "reading a contiguous hugetlb entry",
-        modelled=False,
+        "reading a contiguous hugetlb entry does not invent the bit: without it PAGEMAP_SCAN"
+        " reports pages that hardware alone made dirty; pagemap shows no such entry's bit anyhow",
     ),
     Hunk(
         "get_clear_contig",
         _HUGETLB,
         "get_clear_contig",
-        "taking down a contiguous hugetlb entry",
-        modelled=False,
+        "taking a contiguous hugetlb entry down, to change or move it, does not invent the bit:"
+        " without it PAGEMAP_SCAN reports pages that hardware alone made dirty",
     ),
     Hunk(
         "huge_ptep_set_access_flags",
         _HUGETLB,
         "huge_ptep_set_access_flags",
-        "a write fault on a contiguous hugetlb entry",
-        modelled=False,
+        "a write fault on a contiguous hugetlb entry: neutral, since an entry that such a fault"
+        " finds dirty is soft-dirty already",
     ),
 )
 
@@ -262,14 +258,8 @@ def hunk(name: str) -> Hunk:
 
 
 def check_hunks_off(names: Iterable[str]) -> frozenset[str]:
-    """The names, if every one is known and modelled.
-
-    ``ValueError`` names the nearest known one, ``NotModelled`` says whose subsystem is missing.
-    """
+    """The names, if every one is known; ``ValueError`` names the nearest known one."""
     checked = frozenset(names)
     for name in sorted(checked):
-        if not (found := hunk(name)).modelled:
-            raise NotModelled(
-                f"hunk {name!r}: {found.function}() in {found.file} is not modelled yet"
-            )
+        hunk(name)
     return checked

@@ -25,6 +25,7 @@ from mm_model.asm.pgtable import (
 )
 from mm_model.frames import page_remove_rmap
 from mm_model.huge_memory import huge_frame
+from mm_model.huge_swapops import is_swap_pmd
 from mm_model.memory import do_wp_page, wp_page_unshare
 from mm_model.pagewalk import huge_pmd, walk
 from mm_model.state import (
@@ -103,9 +104,11 @@ def ksm_candidate(arch: Arch, phys: Phys, space: Space, address: np.uint64) -> I
     index = walk(arch, phys, space.regs[PGD], address)
     if index < 0:
         huge = huge_pmd(arch, phys, space, address)
-        if huge < 0 or (arch.ksm_skips_protnone != 0 and pte_protnone(arch, phys.tables[huge])):
+        if huge < 0 or is_swap_pmd(arch, phys.tables[huge]):
             return np.int64(0)
-        return huge_frame(arch, phys.tables[huge], address)
+        if arch.ksm_skips_protnone != 0 and pte_protnone(arch, phys.tables[huge]):
+            return np.int64(0)
+        return huge_frame(arch, phys, phys.tables[huge], address)
     pte = phys.tables[index]
     if not pte_present(arch, pte) or (arch.ksm_skips_protnone != 0 and pte_protnone(arch, pte)):
         return np.int64(0)

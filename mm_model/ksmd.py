@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mm_model import state
 from mm_model.entry import break_ksm_range, ksm_candidate, ksm_merge_page
 from mm_model.errors import MmError
 from mm_model.frames import folio_head
-from mm_model.mmap import VM_MERGEABLE, VM_SHARED, VmArea
+from mm_model.mmap import VM_HUGETLB, VM_MERGEABLE, VM_SHARED, VmArea
 
 if TYPE_CHECKING:
     from mm_model.machine import Machine
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 MAX_PAGE_SHARING = 256
 """Mappings of one shared page; further equal pages start another (max_page_sharing's default)."""
+
+_MOST_DIGESTS = 1 << 16
 
 
 @dataclass(slots=True)
@@ -39,6 +42,8 @@ class Ksmd:
 
     machine: Machine
     mms: list[Mm] = field(default_factory=list)
+    _digests: dict[int, bytes] = field(default_factory=dict)
+    _same: dict[int, int] = field(default_factory=dict)
 
     def enter(self, mm: Mm) -> None:
         """The process has memory that may be merged."""
@@ -111,7 +116,33 @@ class Ksmd:
         return int(self.machine.phys.mapcount[frame]) < MAX_PAGE_SHARING
 
     def _digest(self, frame: int) -> bytes:
-        return hashlib.blake2b(self.machine.content[frame].data, digest_size=16).digest()
+        """A digest of a frame's bytes, made once for each content (equal stamps, equal bytes)."""
+        stamp = int(self.machine.phys.version[frame])
+        digest = self._digests.get(stamp)
+        if digest is None:
+            if len(self._digests) >= _MOST_DIGESTS:
+                self._digests.clear()
+            content = self.machine.content[frame].data
+            digest = self._digests[stamp] = hashlib.blake2b(content, digest_size=16).digest()
+        return digest
+
+    def canonical(self, stamps: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        """Content stamps with one for all that were found to be of equal content by merging.
+
+        A page that is merged shows the stamp of the shared page from then on, though none of its
+        bytes has changed.
+        """
+        if not self._same:
+            return stamps
+        known = np.array(sorted(self._same), np.uint64)
+        roots = np.array([self._root(stamp) for stamp in known.tolist()], np.uint64)
+        at = np.minimum(np.searchsorted(known, stamps), known.size - 1)
+        return np.where(known[at] == stamps, roots[at], stamps)
+
+    def _root(self, stamp: int) -> int:
+        while stamp in self._same:
+            stamp = self._same[stamp]
+        return stamp
 
     def _pages(self) -> Iterator[_Page]:
         machine = self.machine
@@ -127,6 +158,11 @@ class Ksmd:
 
     def _merge(self, page: _Page, shared: int) -> None:
         machine, where = self.machine, np.uint64(page.address)
+        version = machine.phys.version
+        one, other = (self._root(int(version[frame])) for frame in (page.frame, shared))
+        if one != other:
+            # 0 stays what it is, the stamp of zeros that nobody wrote.
+            self._same[one or other] = other if one else 0
         ksm_merge_page(machine.arch, machine.phys, page.mm.space, page.vma, where, shared)
 
     def unmerge_all(self) -> None:
@@ -148,4 +184,4 @@ class Ksmd:
     @staticmethod
     def may_merge(area: VmArea) -> bool:
         """Whether MADV_MERGEABLE means anything to the mapping."""
-        return not area.flags & VM_SHARED
+        return not area.flags & (VM_SHARED | VM_HUGETLB)

@@ -22,6 +22,7 @@ from mm_model.errors import Livelock, MmError
 from mm_model.filemap import filemap_drop, filemap_writeback
 from mm_model.folio_profile import FOLIO_PROFILES
 from mm_model.frames import folio_head, forget_folio
+from mm_model.hugetlbfs import check_order, huge_orders, punch_hole
 from mm_model.ksmd import Ksmd
 from mm_model.memory import object_folio
 from mm_model.migrate import movable, move_cache_pages, move_frames
@@ -62,7 +63,8 @@ class SharedObject:
     """A run of the page cache: first position, size in pages.
 
     ``keep``: it outlives its last mapping. ``was_mapped``: it had a mapping at some time.
-    ``file``: it has a disk, whose run follows.
+    ``file``: it has a disk, whose run follows. ``huge``: log2 of its huge pages in base pages.
+    ``nameless``: made for private hugetlb memory, which the kernel has a file for too.
     """
 
     first: int
@@ -70,6 +72,8 @@ class SharedObject:
     keep: bool
     was_mapped: bool = False
     file: bool = False
+    huge: int = 0
+    nameless: bool = False
 
     @property
     def span(self) -> int:
@@ -147,6 +151,11 @@ class Machine:
         phys.ctr[state.THP_MADVISE] = self._pmd_order_bit()
         return phys
 
+    @property
+    def huge_page_sizes(self) -> tuple[int, ...]:
+        """Bytes of the huge pages that mmap offers with MAP_HUGETLB, ascending."""
+        return tuple(self.page_size << order for order in huge_orders(self.arch))
+
     def flush_tlb(self) -> None:
         """Let every CPU forget what it remembers of page tables."""
         self.phys.ctr[state.TLB_GENERATION] += 1
@@ -214,13 +223,20 @@ class Machine:
 
         return Mm(self)
 
-    def create_shared(self, npages: int, *, keep: bool = False) -> int:
+    def create_shared(
+        self, npages: int, *, keep: bool = False, huge: int = 0, nameless: bool = False
+    ) -> int:
         """A shared object of ``npages`` empty pages; returns its id (> 0).
 
         It goes with its last mapping, like anonymous shared memory, unless ``keep``: then like a
-        tmpfs file only with ``close_shared``.
+        tmpfs file only with ``close_shared``. ``huge``: of huge pages of 2**huge base pages, as a
+        file of hugetlbfs (``MmError`` EINVAL for a size that the architecture does not have).
         """
-        return self._add_object(SharedObject(self._cache_used, npages, keep))
+        if huge:
+            check_order(self.arch, huge)
+            npages = -(-npages >> huge) << huge
+        added = SharedObject(self._cache_used, npages, keep, huge=huge, nameless=nameless)
+        return self._add_object(added)
 
     def _add_object(self, added: SharedObject) -> int:
         if added.npages <= 0:
@@ -251,24 +267,18 @@ class Machine:
         return found
 
     def file_write(self, file_id: int, offset: int, data: bytes) -> None:
-        """write(2): changes the page cache, and so what every mapping of it shows.
+        """write(2) to a file or tmpfs file: changes what every mapping of it shows.
 
         No page table is touched, so that no soft-dirty bit tells of it.
         """
-        found, size = self._file(file_id), self.page_size
+        found, size = self.shared(file_id), self.page_size
         if offset < 0 or offset + len(data) > found.npages * size:
             raise MmError(errno.EFBIG, f"file {file_id}: beyond its {found.npages} pages")
         done = 0
         while done < len(data):
             page, within = divmod(offset + done, size)
             part = np.frombuffer(data, np.uint8, min(size - within, len(data) - done), done)
-            frame = self._cached(found, page)
-            row = self.content[frame, within : within + part.shape[0]]
-            if not np.array_equal(row, part):
-                row[:] = part
-                self.phys.ctr[state.VERSION] += 1
-                self.phys.version[frame] = self.phys.ctr[state.VERSION]
-            self.phys.flags[frame] |= state.PG_DIRTY
+            self._change(self._cached(found, page), slice(within, within + part.shape[0]), part)
             done += part.shape[0]
 
     def file_read(self, file_id: int, offset: int, length: int) -> bytes:
@@ -285,12 +295,53 @@ class Machine:
 
     def _cached(self, found: SharedObject, page: int) -> int:
         row = np.zeros((1, state.V_COLUMNS), np.uint64)
-        row[0, state.V_FILE] = found.npages
+        row[0, state.V_FILE] = found.npages if found.file else 0
         space = Space(row, np.zeros(state.REGS_SIZE, np.int64))
         frame = int(object_folio(self.phys, space, 0, found.first + page))
         if frame < 0:
             raise MmError(errno.ENOMEM, "out of memory: raise ModelConfig.frames")
         return frame
+
+    def object_frames(self, shared_id: int) -> NDArray[np.int64]:
+        """Content row of each page of an object, as int64[npages]: -1 a hole.
+
+        In memory, on swap or, of a file, on its disk. Changes nothing, as ``Mm.frames``.
+        """
+        found, phys = self.shared(shared_id), self.phys
+        entries = phys.cache[found.first : found.first + found.npages]
+        rows = (entries >> np.uint64(1)).astype(np.int64)
+        swapped = (entries & np.uint64(1)) != 0
+        rows[swapped] = phys.slot_frame[rows[swapped]]
+        if found.file:
+            stored = phys.cache[found.first + found.npages : found.first + found.span]
+            rows = np.where(rows, rows, (stored >> np.uint64(1)).astype(np.int64))
+        return np.where(rows, rows, np.int64(-1))
+
+    def install_object(
+        self, shared_id: int, pages: NDArray[np.int64], data: NDArray[np.uint8]
+    ) -> None:
+        """Put whole pages (uint8[n * page_size]) into an object at ``pages`` int64[n].
+
+        Every mapping of them shows the new bytes; no page table is touched.
+        """
+        found = self.shared(shared_id)
+        content = np.reshape(data, (-1, self.page_size))
+        if content.shape[0] != pages.shape[0]:
+            raise ValueError("install_object: data must hold one page for each number")
+        for page, new in zip(pages.tolist(), content, strict=True):
+            if not 0 <= page < found.npages:
+                raise MmError(errno.EFBIG, f"object {shared_id}: has no page {page}")
+            frame = self._cached(found, page)
+            self._change(frame, slice(None), new)
+
+    def _change(self, frame: int, where: slice, new: NDArray[np.uint8]) -> None:
+        """Write bytes of an object's page from outside of all processes."""
+        row = self.content[frame, where]
+        if not np.array_equal(row, new):
+            row[:] = new
+            self.phys.ctr[state.VERSION] += 1
+            self.phys.version[frame] = self.phys.ctr[state.VERSION]
+        self.phys.flags[frame] |= state.PG_DIRTY
 
     def sync_file(self, file_id: int) -> None:
         """Store a file's dirty pages, write-protecting them in every shared mapping first."""
@@ -324,6 +375,9 @@ class Machine:
         """
         found = self.shared(shared_id)
         count = min(count, found.npages - first)
+        if found.huge:
+            punch_hole(self, shared_id, first, count)
+            return
         for mm in self.mms:
             mm.unmap_object(shared_id, first, count)
         shmem_truncate(self.phys, found.first + first, count)
@@ -418,6 +472,10 @@ class Machine:
         """Let ksmd scan until no more of the pages advised MADV_MERGEABLE merge."""
         self.ksmd.scan()
 
+    def same_content(self, stamps: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        """Content stamps, uint64[n], as ones that are equal also where ksmd found equal bytes."""
+        return self.ksmd.canonical(stamps)
+
     def ksm_unmerge(self) -> None:
         """Write 2 to /sys/kernel/mm/ksm/run: nothing is merged any more."""
         self.ksmd.unmerge_all()
@@ -425,12 +483,14 @@ class Machine:
     def migrate_start(self, mm: Mm, start: int, npages: int) -> int:
         """Begin to move anonymous pages: their entries, in all processes, are migration entries.
 
-        Returns how many pages move. ``migrate_finish`` ends it, or whoever touches one of them.
+        A large folio moves whole. Returns how many pages move. ``migrate_finish`` ends it, or
+        whoever touches one of them.
         """
         self.migrate_finish()
         frames = mm.frames(start, npages)
         wanted = np.zeros(self.phys.mapcount.shape[0], np.bool_)
         wanted[frames[frames > 0]] = True
+        wanted[self._hugetlb_frames()] = False
         return self._unmap_moving(wanted, anon_only=True)
 
     def _unmap_moving(self, wanted: NDArray[np.bool_], *, anon_only: bool) -> int:
@@ -458,7 +518,7 @@ class Machine:
         Returns how many did; the model moves all that it has free frames for.
         """
         self.migrate_finish()
-        left = np.flatnonzero(self.phys.mapcount)
+        left = np.setdiff1d(np.flatnonzero(self.phys.mapcount), self._hugetlb_frames())
         moved = 0
         while left.shape[0] and self.free_frames:
             now, left = left[: self.free_frames], left[self.free_frames :]
@@ -467,6 +527,17 @@ class Machine:
             moved += self._unmap_moving(wanted, anon_only=False)
             self.migrate_finish()
         return moved
+
+    def _hugetlb_frames(self) -> NDArray[np.int64]:
+        """Frames of hugetlb that are mapped: compaction leaves them where they are."""
+        parts = [
+            mm.frames(area.start, (area.end - area.start) // self.page_size)
+            for mm in self.mms
+            for area in mm.areas
+            if area.huge
+        ]
+        found = np.concatenate([np.zeros(0, np.int64), *parts])
+        return found[found > 0]
 
     # --- accounting ---
 

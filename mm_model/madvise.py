@@ -22,6 +22,7 @@ from mm_model.asm.pgtable import (
 from mm_model.asm.ptes import clear_young_dirty_ptes
 from mm_model.frames import folio_free_swap, folio_head, folio_mapcount, folio_nr_pages
 from mm_model.huge_memory import folio_likely_mapped_shared, huge_frame, split_folio
+from mm_model.huge_swapops import is_swap_pmd
 from mm_model.internal import folio_pte_batch
 from mm_model.memory import zap_pte
 from mm_model.pagewalk import huge_pmd, walk
@@ -82,14 +83,15 @@ def madvise_free_huge_pmd(
     True: it was not wholly in the range and has been split, so look again.
     """
     huge = huge_pmd(arch, phys, space, address)
-    if huge < 0:
+    if huge < 0 or is_swap_pmd(arch, phys.tables[huge]):
         return False
     head = np.int64(pte_pfn(arch, phys.tables[huge]))
     if head == 0 or folio_mapcount(phys, head) != folio_nr_pages(phys, head):
         return False
     span = U1 << arch.pmd_shift
     if address & (span - U1) != U0 or end - address < span:
-        split_folio(arch, phys, space, vma, address, huge_frame(arch, phys.tables[huge], address))
+        frame = huge_frame(arch, phys, phys.tables[huge], address)
+        split_folio(arch, phys, space, vma, address, frame)
         return True
     phys.tables[huge] = pte_mkclean(pte_mkold(phys.tables[huge]))
     for k in range(head, head + folio_nr_pages(phys, head)):

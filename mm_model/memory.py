@@ -75,6 +75,7 @@ from mm_model.huge_memory import (
     hardware_access_huge,
     zap_huge_range,
 )
+from mm_model.hugetlb import copy_hugetlb_page_range, hugetlb_fault
 from mm_model.mmap import find_vma
 from mm_model.pagewalk import pte_alloc, walk
 from mm_model.rmap import anon_vma_prepare
@@ -127,6 +128,7 @@ from mm_model.state import (
     VM_EXEC,
     VM_GROWSDOWN,
     VM_HUGEPAGE,
+    VM_HUGETLB,
     VM_LOCKED,
     VM_MAYWRITE,
     VM_READ,
@@ -308,6 +310,8 @@ def do_fault(
     fork looks at (do_cow_fault).
     """
     flags = space.vmas[vma, V_FLAGS]
+    if flags & VM_HUGETLB != U0:
+        return hugetlb_fault(arch, phys, space, vma, address, write)
     private = write != 0 and flags & VM_SHARED == U0
     # A marker may be anywhere in the window: registered mappings get one page a time.
     around = write == 0 and flags & VM_UFFD_WP == U0
@@ -567,6 +571,8 @@ def do_non_swap_entry(
     """
     if is_migration_entry(arch, phys.tables[index]):
         return MIGRATING
+    if space.vmas[vma, V_FLAGS] & VM_HUGETLB != U0:
+        return hugetlb_fault(arch, phys, space, vma, address, write)
     marker = phys.tables[index]
     phys.tables[index] = U0
     if space.vmas[vma, V_FLAGS] & VM_UFFD_WP == U0:
@@ -589,6 +595,8 @@ def handle_fault_without_table(
     The entry's position in it, or -1 less the answer that ends the fault.
     """
     flags = space.vmas[vma, V_FLAGS]
+    if flags & VM_HUGETLB != U0:
+        return np.int64(-1) - hugetlb_fault(arch, phys, space, vma, address, write)
     if space.regs[HUGE_PMDS] != 0 or phys.ctr[THP_ALWAYS] != 0 or flags & VM_HUGEPAGE != U0:
         status = handle_pmd_fault(arch, phys, space, vma, address, write)
         if status != FALLBACK:
@@ -622,7 +630,7 @@ def handle_mm_fault(
                 return do_non_swap_entry(arch, phys, space, vma, index, address, write)
             return do_swap_page(arch, phys, space, vma, index, address, write)
         if pte_valid_cont(pte):
-            return handle_contpte_fault(arch, phys, space, vma, index, write)
+            return handle_contpte_fault(arch, phys, space, vma, index, address, write)
     if write != 0:
         if not pte_write(pte):
             return do_wp_page(arch, phys, space, vma, index)
@@ -634,9 +642,11 @@ def handle_mm_fault(
 
 @compiled
 def handle_contpte_fault(
-    arch: Arch, phys: Phys, space: Space, vma: Int, index: Int, write: Int
+    arch: Arch, phys: Phys, space: Space, vma: Int, index: Int, address: np.uint64, write: Int
 ) -> Int:
     """The rest of handle_mm_fault for an entry of a contiguous block."""
+    if space.vmas[vma, V_FLAGS] & VM_HUGETLB != U0:
+        return hugetlb_fault(arch, phys, space, vma, address, write)
     if not contpte_orig_pte_is_same(arch, phys, index):
         return OK
     pte = ptep_get(arch, phys, index)
@@ -694,17 +704,17 @@ def access_page(
     arch: Arch, phys: Phys, space: Space, index: Int, address: np.uint64, write: Int
 ) -> Int:
     """The same where no huge page is: ``index`` is what walk() says."""
+    if index < 0:
+        # There will be a table, or even a huge page.
+        return access_anywhere(arch, phys, space, address, write)
     for _ in range(RETRY_LIMIT):
-        if index >= 0 and hardware_access(arch, phys, index, write):
+        if hardware_access(arch, phys, index, write):
             return index
         status = do_page_fault(arch, phys, space, index, address, write)
         if status != OK:
             phys.ctr[STATUS] = status
             phys.ctr[FAULT_ADDRESS] = np.int64(address)
             return np.int64(-1)
-        if index < 0:
-            # There is a table now, or even a huge page.
-            return access_anywhere(arch, phys, space, address, write)
     phys.ctr[N_LIVELOCKS] += 1
     phys.ctr[STATUS] = LIVELOCK
     phys.ctr[FAULT_ADDRESS] = np.int64(address)
@@ -715,33 +725,49 @@ def access_page(
 
 
 @inlined
-def zap_pte(arch: Arch, phys: Phys, space: Space, index: Int, most: Int = 1) -> Int:
-    """Take one entry down and let go of what it names.
-
-    Of a large folio, up to ``most`` entries at once. Returns how many entries are done.
-    """
+def zap_small_pte(arch: Arch, phys: Phys, space: Space, index: Int) -> None:
+    """Take one entry down that maps no page of a large folio, and let go of what it names."""
     pte = phys.tables[index]
     if pte_none(pte):
-        return 1
+        return
+    phys.tables[index] = U0
     if pte_present(arch, pte):
         frame = np.int64(pte_pfn(arch, pte))
-        if phys.flags[frame] & PG_LARGE:
-            return zap_present_ptes(arch, phys, space, index, most)
-        phys.tables[index] = U0
         if frame != 0:
             if phys.flags[frame] & PG_CACHE and pte_dirty(pte):
                 phys.flags[frame] |= PG_DIRTY
             space.regs[RSS] -= 1
             page_remove_rmap(phys, frame)
-        return 1
-    phys.tables[index] = U0
+        return
     if non_swap_entry(arch, pte):
         if is_migration_entry(arch, pte):
             space.regs[RSS] -= 1
             page_remove_rmap(phys, migration_frame(arch, pte))
-        return 1
+        return
     free_swap_and_cache(phys, np.int64(swp_offset(arch, pte)))
+
+
+@inlined
+def zap_pte(arch: Arch, phys: Phys, space: Space, index: Int, most: Int = 1) -> Int:
+    """The same for any entry: of a large folio, up to ``most`` entries at once.
+
+    Returns how many entries are done.
+    """
+    pte = phys.tables[index]
+    if pte_present(arch, pte) and phys.flags[np.int64(pte_pfn(arch, pte))] & PG_LARGE:
+        return zap_present_ptes(arch, phys, space, index, most)
+    zap_small_pte(arch, phys, space, index)
     return 1
+
+
+@compiled
+def zap_folios(arch: Arch, phys: Phys, space: Space, index: Int, stop: Int) -> None:
+    """Take down entries [index, stop) of one table where large folios exist."""
+    while index < stop:
+        if phys.tables[index] != U0:
+            index += zap_pte(arch, phys, space, index, stop - index)
+        else:
+            index += 1
 
 
 @compiled
@@ -774,11 +800,11 @@ def zap_page_range(arch: Arch, phys: Phys, space: Space, start: np.uint64, end: 
             index = walk(arch, phys, regs[PGD], address)
         if index >= 0:
             stop = index + np.int64((last - address) >> arch.page_shift)
-            while index < stop:
-                if phys.tables[index] != U0:
-                    index += zap_pte(arch, phys, space, index, stop - index)
-                else:
-                    index += 1
+            if phys.ctr[LARGE_FOLIOS] != 0:
+                zap_folios(arch, phys, space, index, stop)
+            else:
+                for k in range(index, stop):
+                    zap_small_pte(arch, phys, space, k)
         address = last
 
 
@@ -795,7 +821,8 @@ def copy_page_range(arch: Arch, phys: Phys, parent: Space, child: Space, vma: In
     if parent.vmas[vma, V_ANON] == U0:
         return OK
     flags = parent.vmas[vma, V_FLAGS]
-    folios = phys.ctr[LARGE_FOLIOS] != 0
+    if flags & VM_HUGETLB != U0:
+        return copy_hugetlb_page_range(arch, phys, parent, child, vma)
     address = parent.vmas[vma, V_START]
     end = parent.vmas[vma, V_END]
     while address < end:
@@ -804,31 +831,48 @@ def copy_page_range(arch: Arch, phys: Phys, parent: Space, child: Space, vma: In
             last = end
         source = walk(arch, phys, parent.regs[PGD], address)
         if source >= 0:
-            target = np.int64(-1)
             count = np.int64((last - address) >> arch.page_shift)
-            k = np.int64(0)
-            while k < count:
-                pte = phys.tables[source + k]
-                if pte == U0:
-                    k += 1
-                    continue
+            first = np.int64(0)
+            while first < count and phys.tables[source + first] == U0:
+                first += 1
+            if first < count:
+                target = pte_alloc(arch, phys, child, address)
                 if target < 0:
-                    target = pte_alloc(arch, phys, child, address)
-                    if target < 0:
-                        return NO_TABLES
-                if folios and pte_present(arch, pte):
-                    if phys.flags[np.int64(pte_pfn(arch, pte))] & PG_LARGE:
-                        k += copy_present_ptes(
-                            arch, phys, child, source + k, target + k, count - k, flags
-                        )
-                        continue
-                copy_pte(arch, phys, child, source + k, target + k, flags)
-                k += 1
+                    return NO_TABLES
+                if phys.ctr[LARGE_FOLIOS] != 0:
+                    copy_folios(arch, phys, child, source, target, first, count, flags)
+                else:
+                    for k in range(first, count):
+                        if phys.tables[source + k] != U0:
+                            copy_pte(arch, phys, child, source + k, target + k, flags)
         elif parent.regs[HUGE_PMDS] != 0:
             if copy_huge_pmd(arch, phys, parent, child, address, last) != OK:
                 return NO_TABLES
         address = last
     return OK
+
+
+@compiled
+def copy_folios(
+    arch: Arch,
+    phys: Phys,
+    child: Space,
+    source: Int,
+    target: Int,
+    first: Int,
+    count: Int,
+    flags: np.uint64,
+) -> None:
+    """Copy entries [first, count) of one table where large folios exist."""
+    k = first
+    while k < count:
+        pte = phys.tables[source + k]
+        if pte_present(arch, pte) and phys.flags[np.int64(pte_pfn(arch, pte))] & PG_LARGE:
+            k += copy_present_ptes(arch, phys, child, source + k, target + k, count - k, flags)
+            continue
+        if pte != U0:
+            copy_pte(arch, phys, child, source + k, target + k, flags)
+        k += 1
 
 
 @compiled

@@ -7,6 +7,9 @@ becomes a page entry again. Whoever wants the page in between waits.
 What ``clear_refs`` does to a migration entry is half of what it does to a page: the bit is cleared,
 but an entry that remembers "writable" goes on doing so. Restored, the page is writable and not
 soft-dirty outside a VM_SOFTDIRTY mapping, so its next write is lost.
+
+A large folio moves whole, wherever page entries or a huge page's entry map it; where no run of
+frames is free for it, it stays (the kernel would split it). Pages of hugetlb are left alone.
 """
 
 from __future__ import annotations
@@ -23,6 +26,11 @@ from mm_model.asm.pgtable import (
     Arch,
     Pte,
     pfn_pte,
+    pmd_mkhuge,
+    pmd_mksoft_dirty,
+    pmd_soft_dirty,
+    pmd_swp_mksoft_dirty,
+    pmd_swp_soft_dirty,
     pte_clear_soft_dirty,
     pte_dirty,
     pte_mkdirty,
@@ -44,9 +52,19 @@ from mm_model.asm.pgtable import (
     swp_type,
     swp_typed_entry_to_pte,
 )
-from mm_model.frames import alloc_frame, copy_frame, free_frame, put_frame
-from mm_model.pagewalk import walk
+from mm_model.asm.ptes import ptep_get_and_clear, set_pte_at
+from mm_model.frames import (
+    alloc_folio,
+    alloc_frame,
+    copy_frame,
+    folio_nr_pages,
+    free_frame,
+    put_frame,
+    put_free_folio,
+)
+from mm_model.pagewalk import huge_pmd, walk
 from mm_model.state import (
+    LARGE_FOLIOS,
     N_VMAS,
     NO_FRAMES,
     OK,
@@ -56,8 +74,10 @@ from mm_model.state import (
     PG_LARGE,
     PGD,
     V_END,
+    V_FLAGS,
     V_PROT,
     V_START,
+    VM_HUGETLB,
     Int,
     Phys,
     Space,
@@ -119,9 +139,55 @@ def restore_migration_entry(arch: Arch, phys: Phys, entry: Pte, frame: Int, prot
 
 
 @compiled
+def set_pmd_migration_entry(arch: Arch, phys: Phys, pmd: Pte) -> Pte:
+    """The same for a huge page's entry (mm/huge_memory.c)."""
+    frame = np.int64(pte_pfn(arch, pmd))
+    kind = SWP_MIGRATION_READ
+    if pte_write(pmd):
+        kind = SWP_MIGRATION_WRITE
+    elif phys.flags[frame] & PG_EXCLUSIVE:
+        kind = SWP_MIGRATION_READ_EXCLUSIVE
+    offset = np.uint64(frame)
+    if pte_young(pmd):
+        offset |= _YOUNG
+    if pte_dirty(pmd):
+        offset |= _DIRTY
+        phys.flags[frame] |= PG_DIRTY
+    entry = swp_typed_entry_to_pte(arch, kind, offset)
+    if pmd_soft_dirty(arch, pmd):
+        entry = pmd_swp_mksoft_dirty(arch, entry)
+    if pte_uffd_wp(pmd):
+        entry = pte_swp_mkuffd_wp(arch, entry)
+    return entry
+
+
+@compiled
+def remove_migration_pmd(arch: Arch, phys: Phys, entry: Pte, frame: Int, prot: np.uint64) -> Pte:
+    """The entry for the huge page's new place (mm/huge_memory.c).
+
+    Unlike a page's, one that comes back dirty is soft-dirty whatever it was before.
+    """
+    offset = swp_offset(arch, entry)
+    pmd = pmd_mkhuge(pfn_pte(arch, np.uint64(frame), prot))
+    if pmd_swp_soft_dirty(arch, entry):
+        pmd = pmd_mksoft_dirty(arch, pmd)
+    if swp_type(arch, entry) == SWP_MIGRATION_WRITE:
+        pmd = pte_mkwrite(pmd)
+    if pte_swp_uffd_wp(arch, entry):
+        pmd = pte_mkuffd_wp(pmd)
+    if offset & _YOUNG == U0:
+        pmd = pte_mkold(pmd)
+    if phys.flags[frame] & PG_DIRTY and offset & _DIRTY != U0:
+        pmd = pte_mkdirty(arch, pmd)
+    return pmd
+
+
+@compiled
 def try_to_migrate(arch: Arch, phys: Phys, space: Space, moving: NDArray[np.bool_]) -> None:
     """Replace every entry of one address space that maps a frame that is ``moving``."""
     for v in range(space.regs[N_VMAS]):
+        if space.vmas[v, V_FLAGS] & VM_HUGETLB != U0:
+            continue
         address = space.vmas[v, V_START]
         end = space.vmas[v, V_END]
         while address < end:
@@ -133,7 +199,14 @@ def try_to_migrate(arch: Arch, phys: Phys, space: Space, moving: NDArray[np.bool
                 for k in range(index, index + np.int64((last - address) >> arch.page_shift)):
                     pte = phys.tables[k]
                     if pte_present(arch, pte) and moving[np.int64(pte_pfn(arch, pte))]:
+                        pte = ptep_get_and_clear(arch, phys, k)
                         phys.tables[k] = make_migration_entry(arch, phys, pte)
+            else:
+                huge = huge_pmd(arch, phys, space, address)
+                if huge >= 0 and pte_present(arch, phys.tables[huge]):
+                    pmd = phys.tables[huge]
+                    if moving[np.int64(pte_pfn(arch, pmd))]:
+                        phys.tables[huge] = set_pmd_migration_entry(arch, phys, pmd)
             address = last
 
 
@@ -141,6 +214,8 @@ def try_to_migrate(arch: Arch, phys: Phys, space: Space, moving: NDArray[np.bool
 def remove_migration_ptes(arch: Arch, phys: Phys, space: Space, target: NDArray[np.int64]) -> None:
     """Restore the entries of one address space whose page is now in ``target[frame]``."""
     for v in range(space.regs[N_VMAS]):
+        if space.vmas[v, V_FLAGS] & VM_HUGETLB != U0:
+            continue
         address = space.vmas[v, V_START]
         end = space.vmas[v, V_END]
         while address < end:
@@ -156,8 +231,46 @@ def remove_migration_ptes(arch: Arch, phys: Phys, space: Space, target: NDArray[
                     frame = target[migration_frame(arch, pte)]
                     if frame != 0:
                         prot = space.vmas[v, V_PROT]
-                        phys.tables[k] = restore_migration_entry(arch, phys, pte, frame, prot)
+                        pte = restore_migration_entry(arch, phys, pte, frame, prot)
+                        set_pte_at(arch, phys, k, pte)
+            else:
+                huge = huge_pmd(arch, phys, space, address)
+                if huge >= 0 and not pte_present(arch, phys.tables[huge]):
+                    pmd = phys.tables[huge]
+                    frame = target[migration_frame(arch, pmd)]
+                    if frame != 0:
+                        prot = space.vmas[v, V_PROT]
+                        pmd = remove_migration_pmd(arch, phys, pmd, frame, prot)
+                        phys.tables[huge] = pmd
             address = last
+
+
+@compiled
+def move_frame(phys: Phys, old: Int, new: Int) -> None:
+    """Move one page's bytes, and all that is known of it."""
+    copy_frame(phys, old, new)
+    phys.flags[new] = phys.flags[old]
+    phys.mapcount[new] = phys.mapcount[old]
+    slot = phys.slot_of[old]
+    phys.slot_of[new] = slot
+    if slot != 0:
+        phys.slot_frame[slot] = new
+    phys.slot_of[old] = 0
+    phys.mapcount[old] = 0
+
+
+@compiled
+def new_folio(phys: Phys, head: Int, order: Int) -> Int:
+    """Where the folio at ``head`` goes; -1 if there is no room, 0 if nobody maps it any more."""
+    pages = np.int64(1) << order
+    mapped = False
+    for frame in range(head, head + pages):
+        phys.mapcount[frame] -= 1
+        mapped = mapped or phys.mapcount[frame] != 0
+    if not mapped:
+        put_frame(phys, head)
+        return np.int64(0)
+    return alloc_frame(phys, False) if order == 0 else alloc_folio(phys, order, False)
 
 
 @compiled
@@ -166,37 +279,38 @@ def move_frames(
 ) -> Int:
     """Move the bytes of ``frames`` to new frames, noted in ``target``; OK or NO_FRAMES.
 
-    Each has been held by the move (one in its mapcount). Where there is no new frame left, a page
-    stays where it is. ``moved`` gets the old frames that are free now.
+    Each has been held by the move (one in its mapcount); of a large folio all are there. Where
+    there is no new place left, a page or a folio stays where it is. ``moved`` gets the old frames
+    that are free now.
     """
     count = 0
     status = OK
-    for n in range(frames.shape[0]):
+    n = np.int64(0)
+    while n < frames.shape[0]:
         old = frames[n]
-        phys.mapcount[old] -= 1
-        if phys.mapcount[old] == 0:
-            # Everyone let go of it meanwhile.
-            put_frame(phys, old)
+        order = np.int64(phys.order[old]) if phys.flags[old] & PG_LARGE else np.int64(0)
+        pages = np.int64(1) << order
+        n += pages
+        new = new_folio(phys, old, order)
+        if new == 0:
             continue
-        new = alloc_frame(phys, False)
         if new < 0:
-            target[old] = old
+            for k in range(pages):
+                target[old + k] = old + k
             status = NO_FRAMES
             continue
-        copy_frame(phys, old, new)
-        phys.flags[new] = phys.flags[old]
-        phys.mapcount[new] = phys.mapcount[old]
-        slot = phys.slot_of[old]
-        phys.slot_of[new] = slot
-        if slot != 0:
-            phys.slot_frame[slot] = new
-        phys.slot_of[old] = 0
-        phys.mapcount[old] = 0
-        target[old] = new
+        for k in range(pages):
+            move_frame(phys, old + k, new + k)
+            target[old + k] = new + k
         moved[count] = old
         count += 1
-    for n in range(count):
-        free_frame(phys, moved[n])
+    for k in range(count):
+        old = moved[k]
+        if phys.flags[old] & PG_LARGE:
+            phys.ctr[LARGE_FOLIOS] -= 1
+            put_free_folio(phys, old, np.int64(phys.order[old]))
+        else:
+            free_frame(phys, old)
     return status
 
 
@@ -215,13 +329,21 @@ def move_cache_pages(phys: Phys, target: NDArray[np.int64]) -> None:
 def movable(phys: Phys, wanted: NDArray[np.bool_], anon_only: Int) -> None:
     """Take frames that cannot move out of ``wanted``: the zero page, and what nobody maps.
 
-    Large folios stay where they are: the model moves single pages only.
+    A large folio moves whole, or not at all.
     """
     wanted[0] = False
-    for frame in range(1, wanted.shape[0]):
-        if wanted[frame] and (
-            phys.mapcount[frame] == 0
-            or phys.flags[frame] & PG_LARGE != 0
-            or (anon_only != 0 and phys.flags[frame] & PG_ANON == 0)
-        ):
-            wanted[frame] = False
+    frame: Int = np.int64(1)
+    while frame < wanted.shape[0]:
+        if phys.flags[frame] & PG_LARGE == 0:
+            other = anon_only != 0 and phys.flags[frame] & PG_ANON == 0
+            if wanted[frame] and (phys.mapcount[frame] == 0 or other):
+                wanted[frame] = False
+            frame += 1
+            continue
+        stop = frame + folio_nr_pages(phys, frame)
+        some = False
+        for page in range(frame, stop):
+            some = some or (wanted[page] and phys.mapcount[page] != 0)
+        for page in range(frame, stop):
+            wanted[page] = some
+        frame = stop

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mm_model import access, state, uapi
+from mm_model import access, hugetlbfs, state, uapi
 from mm_model.entry import (
     access_words,
     access_words_tlb,
@@ -54,6 +54,7 @@ from mm_model.mmap import (
     VM_EXEC,
     VM_GROWSDOWN,
     VM_HUGEPAGE,
+    VM_HUGETLB,
     VM_LOCKED,
     VM_MAYEXEC,
     VM_MAYREAD,
@@ -82,6 +83,13 @@ _STACK_GUARD_PAGES = 256
 _STACK_LIMIT = 8 << 20
 _ACCESS = VM_READ | VM_WRITE | VM_EXEC
 _MAY = VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
+_LASTING_ADVICE = (
+    (VM_HUGEPAGE, uapi.MADV_HUGEPAGE),
+    (VM_NOHUGEPAGE, uapi.MADV_NOHUGEPAGE),
+    (VM_MERGEABLE, uapi.MADV_MERGEABLE),
+    (VM_DONTCOPY, uapi.MADV_DONTFORK),
+    (VM_WIPEONFORK, uapi.MADV_WIPEONFORK),
+)
 _KNOWN_MAP_FLAGS = (
     uapi.MAP_SHARED | uapi.MAP_PRIVATE | uapi.MAP_FIXED | uapi.MAP_ANONYMOUS | uapi.MAP_GROWSDOWN
     | uapi.MAP_NORESERVE | uapi.MAP_STACK | uapi.MAP_FIXED_NOREPLACE
@@ -109,6 +117,8 @@ class Vma:
     ``pgoff``       in pages of the shared object; 0 for anonymous private memory
     ``soft_dirty``  VM_SOFTDIRTY: every page of it counts as soft-dirty
     ``locked``      mlock'ed
+    ``advice``      the lasting advice, as smaps' VmFlags tell it (hg, nh, mg, dc, wf): bit n stands
+                    for MADV_* number n
     """
 
     start: int
@@ -120,6 +130,7 @@ class Vma:
     soft_dirty: bool
     name: str
     locked: bool = False
+    advice: int = 0
 
 
 class Mm:
@@ -177,6 +188,7 @@ class Mm:
                 row[state.V_FILE] = found.npages if found.file else 0
             row[state.V_ANON] = area.anon_vma
             row[state.V_CHAIN] = area.chain
+            row[state.V_HUGE] = area.huge
         self.space = Space(table, self.space.regs)
         self.space.regs[state.N_VMAS] = len(areas)
         self.space.regs[state.VMA_HINT] = 0
@@ -193,14 +205,19 @@ class Mm:
     def _set_page_prot(self, area: VmArea) -> None:
         """vma_set_page_prot: shared writable pages start read-only while writes are tracked."""
         soft_dirty = int(self.machine.arch.vm_softdirty)
-        tracked = (soft_dirty and not area.flags & soft_dirty) or area.flags & VM_UFFD_WP
-        tracked = tracked or self._is_file(area)
+        # Nobody tracks writes to hugetlb by VM_SOFTDIRTY (vma_wants_writenotify).
+        tracked = bool(soft_dirty) and not area.flags & (soft_dirty | VM_HUGETLB)
+        tracked = tracked or bool(area.flags & VM_UFFD_WP) or self._is_file(area)
         shared = bool(area.flags & VM_SHARED) and not tracked
         area.page_prot = int(page_prot(self.machine.arch, area.flags & _ACCESS, shared))
 
     def _is_file(self, area: VmArea) -> bool:
         """Whether the file system wants to know of first writes (page_mkwrite)."""
         return bool(area.shared_id) and self.machine.shared(area.shared_id).file
+
+    def _is_nameless(self, area: VmArea) -> bool:
+        """Whether the mapping's object is none that a caller knows of: private hugetlb memory."""
+        return bool(area.shared_id) and self.machine.shared(area.shared_id).nameless
 
     def wants_manual_write_upgrade(self, area: VmArea) -> bool:
         """vma_wants_manual_pte_write_upgrade: pages become writable one by one, where allowed.
@@ -230,8 +247,10 @@ class Mm:
         result = []
         for area in self.areas:
             flags = uapi.MAP_SHARED if area.flags & VM_SHARED else uapi.MAP_PRIVATE
-            if not self._is_file(area) and (not area.shared_id or area.flags & VM_SHARED):
+            shared_id = 0 if self._is_nameless(area) else area.shared_id
+            if not self._is_file(area) and (not shared_id or area.flags & VM_SHARED):
                 flags |= uapi.MAP_ANONYMOUS
+            flags |= hugetlbfs.map_flags(self.machine.arch, area)
             if area.flags & VM_GROWSDOWN:
                 flags |= uapi.MAP_GROWSDOWN
             result.append(
@@ -240,11 +259,12 @@ class Mm:
                     end=area.end,
                     prot=area.flags & _ACCESS,
                     flags=flags,
-                    shared_id=area.shared_id,
-                    pgoff=area.pgoff if area.shared_id else 0,
+                    shared_id=shared_id,
+                    pgoff=area.pgoff if shared_id else 0,
                     soft_dirty=bool(area.flags & soft_dirty),
                     name=area.name,
                     locked=bool(area.flags & VM_LOCKED),
+                    advice=sum(1 << n for flag, n in _LASTING_ADVICE if area.flags & flag),
                 )
             )
         return result
@@ -266,11 +286,16 @@ class Mm:
 
         MAP_PRIVATE|MAP_ANONYMOUS is anonymous memory. ``shared_id`` names an object to map: with
         MAP_SHARED its pages themselves, with MAP_PRIVATE copies on write. MAP_SHARED|MAP_ANONYMOUS
-        without one makes a new object.
+        without one makes a new object. MAP_HUGETLB: of huge pages, whose log2 is in the flags from
+        MAP_HUGE_SHIFT on; an object made of huge pages has its own size.
         """
         kind = flags & (uapi.MAP_SHARED | uapi.MAP_PRIVATE)
+        huge = self.machine.shared(shared_id).huge if shared_id else 0
         if flags & uapi.MAP_HUGETLB:
-            raise NotModelled("mmap: MAP_HUGETLB is not modelled yet")
+            if shared_id and not huge:
+                raise MmError(errno.EINVAL, "mmap: MAP_HUGETLB: the object has no huge pages")
+            huge = huge or hugetlbfs.order_of_flags(self.machine.arch, flags)
+            flags &= ~(uapi.MAP_HUGETLB | uapi.MAP_HUGE_MASK)
         if flags & ~_KNOWN_MAP_FLAGS:
             raise NotModelled(f"mmap: flags {flags & ~_KNOWN_MAP_FLAGS:#x} are not modelled")
         if length <= 0 or kind not in (uapi.MAP_SHARED, uapi.MAP_PRIVATE):
@@ -281,12 +306,17 @@ class Mm:
             raise MmError(errno.EINVAL, "mmap: MAP_GROWSDOWN is for private mappings")
         if not flags & uapi.MAP_ANONYMOUS and not shared_id:
             raise MmError(errno.EBADF, "mmap: without MAP_ANONYMOUS a shared object is needed")
-        start = self._place(addr, self._align(length), flags)
-        end = start + self._align(length)
-        if shared_id:
-            self.machine.shared(shared_id)
-        elif kind == uapi.MAP_SHARED:
-            shared_id, pgoff = self.machine.create_shared((end - start) // self._page), 0
+        unit = self._page << huge
+        if huge and pgoff << int(self.machine.arch.page_shift) & (unit - 1):
+            raise MmError(errno.EINVAL, f"mmap: page {pgoff} of the object is inside a huge page")
+        length = -(-length // unit) * unit
+        start = self._place(addr, length, flags, unit)
+        end = start + length
+        if not shared_id and (kind == uapi.MAP_SHARED or huge):
+            npages = length // self._page
+            nameless = kind == uapi.MAP_PRIVATE
+            shared_id = self.machine.create_shared(npages, huge=huge, nameless=nameless)
+            pgoff = 0
         vm_flags = (prot & _ACCESS) | _MAY
         if kind == uapi.MAP_SHARED:
             vm_flags |= VM_SHARED | VM_MAYSHARE
@@ -294,14 +324,16 @@ class Mm:
             vm_flags |= VM_GROWSDOWN
         if flags & uapi.MAP_NORESERVE:
             vm_flags |= VM_NORESERVE
-        if vm_flags & (VM_NORESERVE | VM_SHARED | VM_WRITE) == VM_WRITE:
+        if huge:
+            vm_flags |= VM_HUGETLB
+        elif vm_flags & (VM_NORESERVE | VM_SHARED | VM_WRITE) == VM_WRITE:
             vm_flags |= VM_ACCOUNT
         self._pull()
         gone = self._unmap(start, end)
         if not shared_id:
             pgoff = start // self._page
         area = self._vmas.insert_new(
-            VmArea(start, end, vm_flags, pgoff, shared_id, name),
+            VmArea(start, end, vm_flags, pgoff, shared_id, name, huge=huge),
             next_first=self.machine.profile.mmap_joins_next_first,
         )
         area.flags |= int(self.machine.arch.vm_softdirty)
@@ -310,19 +342,24 @@ class Mm:
         self.machine.drop_unmapped(gone)
         return start
 
-    def _place(self, addr: int | None, length: int, flags: int) -> int:
+    def _place(self, addr: int | None, length: int, flags: int, unit: int = 1) -> int:
+        """Where a mapping of ``length`` goes, at a multiple of ``unit``."""
         fixed = flags & (uapi.MAP_FIXED | uapi.MAP_FIXED_NOREPLACE)
         if fixed:
             if addr is None:
                 raise MmError(errno.EINVAL, "mmap: MAP_FIXED needs an address")
             end = self._check_range("mmap", addr, length)
+            if addr % unit:
+                raise MmError(errno.EINVAL, f"mmap: {addr:#x} is inside a huge page")
             if flags & uapi.MAP_FIXED_NOREPLACE and self._vmas.overlapping(addr, end):
                 raise MmError(errno.EEXIST, f"mmap: {addr:#x} is mapped already")
             return addr
         if addr:
-            hint = self._align(addr)
+            hint = -(-self._align(addr) // unit) * unit
             if hint + length <= TASK_SIZE and not self._vmas.overlapping(hint, hint + length):
                 return hint
+        if unit > self._page:
+            return -(-self._find_gap(length + unit - self._page) // unit) * unit
         return self._find_gap(length)
 
     def _find_gap(self, length: int) -> int:
@@ -340,9 +377,16 @@ class Mm:
 
     def _unmap(self, start: int, end: int) -> set[int]:
         """Take [start, end) out with its pages and tables; returns the shared objects in it."""
-        gone = self._vmas.remove(start, end)
+        try:
+            gone = self._vmas.remove(start, end)
+        except MmError:
+            self._push()
+            raise
         if not gone:
             return set()
+        for area in gone:
+            if area.huge:
+                hugetlbfs.unmap(self, area, area.start, area.end)
         self._zap(start, end)
         before, after = self._vmas.neighbours(start, end)
         free_pgtables(
@@ -363,7 +407,9 @@ class Mm:
 
     def _zap_pages(self, area: VmArea, start: int, end: int) -> None:
         """Zap pages of a mapping that stays, with the marks that must not be lost."""
-        if area.shared_id and area.flags & VM_UFFD_WP:
+        if area.huge:
+            hugetlbfs.unmap(self, area, start, end, keep_markers=True)
+        elif area.shared_id and area.flags & VM_UFFD_WP:
             machine = self.machine
             bounds = np.uint64(start), np.uint64(end)
             zap_page_range_keep_markers(machine.arch, machine.phys, self.space, *bounds)
@@ -446,15 +492,17 @@ class Mm:
             return
         self._pull()
         if flags & VM_WRITE:
-            if not old & (VM_ACCOUNT | VM_WRITE | VM_SHARED | VM_NORESERVE):
+            if not old & (VM_ACCOUNT | VM_WRITE | VM_HUGETLB | VM_SHARED | VM_NORESERVE):
                 flags |= VM_ACCOUNT
         elif old & VM_ACCOUNT and not area.shared_id and not area.anon_vma:
             if self.machine.profile.mprotect_unaccounts:
                 flags &= ~VM_ACCOUNT
-        area = self._vmas.modify(area, start, end, flags, area.name)
-        area.flags = flags
+        area = self._modify(area, start, end, flags)
         self._set_page_prot(area)
         self._push()
+        if area.huge:
+            hugetlbfs.change_protection(self, area, start, end)
+            return
         change_protection(
             self.machine.arch,
             self.machine.phys,
@@ -467,6 +515,19 @@ class Mm:
         )
         if old & (VM_WRITE | VM_SHARED | VM_LOCKED) == VM_LOCKED and flags & VM_WRITE:
             self._populate(start, end)
+
+    def _modify(self, area: VmArea, start: int, end: int, flags: int) -> VmArea:
+        """Split and merge mappings so that [start, end) can have other flags, and set these.
+
+        ``MmError`` EINVAL inside a huge page of hugetlb, with a split at ``start`` done.
+        """
+        try:
+            changed = self._vmas.modify(area, start, end, flags, area.name)
+        except MmError:
+            self._push()
+            raise
+        changed.flags = flags
+        return changed
 
     def mremap(
         self, old: int, old_len: int, new_len: int, flags: int = 0, new_addr: int = 0
@@ -482,6 +543,11 @@ class Mm:
             raise MmError(errno.EINVAL, "mremap: MREMAP_DONTUNMAP moves without resizing")
         if not self._vmas.overlapping(old, old + 1):
             raise MmError(errno.EFAULT, f"mremap: {old:#x} is not mapped")
+        unit = self._page << self.areas[self._vmas.index(old)].huge
+        if unit > self._page:
+            old_len, new_len = -(-old_len // unit) * unit, -(-new_len // unit) * unit
+            if old % unit or new_addr % unit or new_len > old_len:
+                raise MmError(errno.EINVAL, "mremap: huge pages (hugetlb) neither split nor grow")
         if fixed or dontunmap:
             return self._mremap_to(old, old_len, new_len, new_addr, fixed, dontunmap)
         if old_len >= new_len:
@@ -530,9 +596,11 @@ class Mm:
         if old_len > new_len:
             self.munmap(old + new_len, old_len - new_len)
             old_len = new_len
-        self._resizable(old, old_len)
+        area = self._resizable(old, old_len)
+        if dontunmap and area.huge:
+            raise MmError(errno.EINVAL, "mremap: MREMAP_DONTUNMAP is not for hugetlb")
         if not fixed:
-            new_addr = self._place(new_addr or None, new_len, 0)
+            new_addr = self._place(new_addr or None, new_len, 0, self._page << area.huge)
         return self._move_vma(old, old_len, new_len, new_addr, dontunmap=dontunmap)
 
     def _move_vma(
@@ -551,15 +619,19 @@ class Mm:
         self.machine.ensure_tables(self._tables_for(new_len))
         new_area = self._vmas.insert_new(moved)
         self._push()
-        move_page_tables(
-            self.machine.arch,
-            self.machine.phys,
-            self.space,
-            np.uint64(source),
-            np.uint64(target),
-            np.uint64(old + old_len - source),
-            int(bool(area.flags & VM_UFFD_WP) and self.machine.profile.mremap_clears_uffd_wp),
-        )
+        drop_marks = bool(area.flags & VM_UFFD_WP) and self.machine.profile.mremap_clears_uffd_wp
+        if area.huge:
+            hugetlbfs.move(self, new_area, old, new_addr, old_len, clear_uffd_wp=drop_marks)
+        else:
+            move_page_tables(
+                self.machine.arch,
+                self.machine.phys,
+                self.space,
+                np.uint64(source),
+                np.uint64(target),
+                np.uint64(old + old_len - source),
+                int(drop_marks),
+            )
         # Without UFFD_FEATURE_EVENT_REMAP the moved mapping is no longer registered.
         new_area.flags &= ~VM_UFFD_WP
         self._push()
@@ -620,12 +692,18 @@ class Mm:
         if gap:
             raise MmError(errno.ENOMEM, "madvise: part of the range is not mapped")
 
+    def _refuse_hugetlb(self, area: VmArea) -> None:
+        if area.huge:
+            raise MmError(errno.EINVAL, f"madvise: {area.start:#x} is hugetlb memory")
+
     def _refuse_locked(self, area: VmArea) -> None:
         if area.flags & VM_LOCKED:
             raise MmError(errno.EINVAL, f"madvise: {area.start:#x} is locked")
 
     def _madvise_dontneed(self, area: VmArea, start: int, end: int, advice: int) -> None:
-        if advice != uapi.MADV_DONTNEED_LOCKED:
+        if area.huge:
+            start, end = hugetlbfs.dontneed_range(area, start, end, self._page)
+        elif advice != uapi.MADV_DONTNEED_LOCKED:
             self._refuse_locked(area)
         self._zap_pages(area, start, end)
 
@@ -644,6 +722,7 @@ class Mm:
 
     def _madvise_reclaim(self, area: VmArea, start: int, end: int, advice: int) -> None:
         self._refuse_locked(area)
+        self._refuse_hugetlb(area)
         madvise_cold_or_pageout(
             self.machine.arch,
             self.machine.phys,
@@ -699,8 +778,7 @@ class Mm:
         if flags == area.flags:
             return area
         self._pull()
-        changed = self._vmas.modify(area, start, end, flags, area.name)
-        changed.flags = flags
+        changed = self._modify(area, start, end, flags)
         self._push()
         return changed
 
@@ -717,6 +795,7 @@ class Mm:
     def _madvise_collapse(self, area: VmArea, start: int, end: int, advice: int) -> None:
         span = 1 << int(self.machine.arch.pmd_shift)
         room = -(-area.start // span) * span + span <= area.end
+        self._refuse_hugetlb(area)
         if area.shared_id and room:
             raise NotModelled("madvise: MADV_COLLAPSE of shared objects")
         if not room or area.flags & VM_NOHUGEPAGE:
@@ -782,6 +861,8 @@ class Mm:
         start, end = self._whole_pages(addr, length)
 
         def lock(area: VmArea, first: int, stop: int) -> None:
+            if area.huge:
+                return  # is in memory anyhow, and only populated
             self._change_flags(area, first, stop, area.flags | VM_LOCKED)
 
         self._for_each_area("mlock", start, end, lock)
@@ -846,7 +927,10 @@ class Mm:
             return
         gone = set()
         for area in self.areas:
-            self._zap(area.start, area.end)
+            if area.huge:
+                hugetlbfs.unmap(self, area, area.start, area.end)
+            else:
+                self._zap(area.start, area.end)
             gone.add(area.shared_id)
         self.areas.clear()
         self._push()
@@ -1146,7 +1230,7 @@ class Mm:
         )
         regions = np.zeros((min(room, covered), 3), np.uint64)
         arguments = np.array(
-            [start, stop, flags, room, max_pages or 1 << 62, *masks, 0, 0], np.uint64
+            [start, stop, flags, room, max_pages or 1 << 62, *masks, 0, 0, 0], np.uint64
         )
         found = int(pagemap_scan(machine.arch, machine.phys, self.space, arguments, regions))
         if found < 0:
@@ -1157,6 +1241,11 @@ class Mm:
     def rss_pages(self) -> int:
         """Pages mapped now, without the zero page."""
         return int(self.space.regs[state.RSS])
+
+    @property
+    def hugetlb_pages(self) -> int:
+        """Base pages of hugetlb mapped now, which ``rss_pages`` leaves out as VmRSS does."""
+        return hugetlbfs.status_pages(self)
 
     @property
     def peak_rss_pages(self) -> int:
@@ -1268,7 +1357,7 @@ class Mm:
     def _discard_shared(self, address: int) -> None:
         """Punch one page out of the shared object mapped at ``address``, in every address space."""
         found = self._vmas.overlapping(address, address + 1)
-        if not found or not found[0].flags & VM_SHARED:
+        if not found or not found[0].flags & VM_SHARED or found[0].huge:
             return
         machine = self.machine
         area = found[0]

@@ -7,11 +7,13 @@ soft-dirty.
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from mm_model._compiled import inlined
+from mm_model.errors import MmError
 from mm_model.state import N_VMAS, V_END, V_START, VMA_HINT, Int, Space
 
 VM_READ = 0x1
@@ -28,6 +30,7 @@ VM_LOCKED = 0x2000
 VM_DONTCOPY = 0x20000
 VM_ACCOUNT = 0x100000
 VM_NORESERVE = 0x200000
+VM_HUGETLB = 0x400000
 VM_WIPEONFORK = 0x02000000
 VM_MERGEABLE = 0x80000000
 VM_SOFTDIRTY = 0x08000000
@@ -64,6 +67,7 @@ class VmArea:
     ``flags``      VM_*; ``page_prot`` is vm_page_prot
     ``pgoff``      in pages
     ``shared_id``  0 for anonymous memory
+    ``huge``       hugetlb: log2 of the page size in base pages, else 0
     ``anon_vma``   0 until the first anonymous page; ``chain`` is the length of its chain
     """
 
@@ -76,6 +80,7 @@ class VmArea:
     page_prot: int = 0
     anon_vma: int = 0
     chain: int = 0
+    huge: int = 0
 
     def duplicate(self, start: int, end: int, page_size: int) -> VmArea:
         """The part [start, end) of this mapping as a mapping of its own."""
@@ -125,6 +130,8 @@ class VmaList:
         if k == len(self.areas) or self.areas[k].start >= address:
             return
         area = self.areas[k]
+        if address % (self._page_size << area.huge):
+            raise MmError(errno.EINVAL, f"{address:#x} is inside a huge page (hugetlb)")
         upper = area.duplicate(address, area.end, self._page_size)
         area.end = address
         self.areas.insert(k + 1, upper)
@@ -247,7 +254,8 @@ class VmaList:
 
 def _mergeable(area: VmArea, new: VmArea) -> bool:
     return (
-        (area.flags ^ new.flags) & ~VM_SOFTDIRTY == 0
+        not (area.flags | new.flags) & VM_HUGETLB
+        and (area.flags ^ new.flags) & ~VM_SOFTDIRTY == 0
         and area.shared_id == new.shared_id
         and area.name == new.name
     )

@@ -68,6 +68,44 @@ def change_migration_entry(arch: Arch, phys: Phys, index: Int) -> None:
         phys.tables[index] = migration_entry_as(arch, pte, kind)
 
 
+@inlined
+def change_pte(
+    arch: Arch,
+    phys: Phys,
+    index: Int,
+    flags: np.uint64,
+    newprot: np.uint64,
+    try_writable: Int,
+) -> None:
+    """Give one present page its new protection."""
+    pte = pte_modify(arch, phys.tables[index], newprot)
+    if try_writable != 0 and not pte_write(pte) and can_change_pte_writable(arch, phys, flags, pte):
+        pte = pte_mkwrite(pte)
+    phys.tables[index] = pte
+
+
+@compiled
+def change_folios(
+    arch: Arch,
+    phys: Phys,
+    index: Int,
+    stop: Int,
+    flags: np.uint64,
+    newprot: np.uint64,
+    try_writable: Int,
+) -> None:
+    """Entries [index, stop) of one table where large folios exist: blocks unfold and fold."""
+    for k in range(index, stop):
+        if not pte_present(arch, phys.tables[k]):
+            if phys.tables[k] != U0:
+                change_migration_entry(arch, phys, k)
+            continue
+        if pte_valid_cont(phys.tables[k]):
+            contpte_unfold(arch, phys, k)
+        change_pte(arch, phys, k, flags, newprot, try_writable)
+        contpte_try_fold(arch, phys, k, phys.tables[k])
+
+
 @compiled
 def change_protection(
     arch: Arch,
@@ -87,7 +125,6 @@ def change_protection(
     are; migration entries do.
     """
     address = start
-    folios = phys.ctr[LARGE_FOLIOS] != 0
     while address < end:
         last = ((address >> arch.pmd_shift) + U1) << arch.pmd_shift
         if last > end:
@@ -97,23 +134,13 @@ def change_protection(
             if change_huge_pmd(arch, phys, space, address, last, flags, newprot, try_writable):
                 index = walk(arch, phys, space.regs[PGD], address)
         if index >= 0:
-            for k in range(index, index + np.int64((last - address) >> arch.page_shift)):
-                pte = phys.tables[k]
-                if not pte_present(arch, pte):
-                    if pte != U0:
+            stop = index + np.int64((last - address) >> arch.page_shift)
+            if phys.ctr[LARGE_FOLIOS] != 0:
+                change_folios(arch, phys, index, stop, flags, newprot, try_writable)
+            else:
+                for k in range(index, stop):
+                    if pte_present(arch, phys.tables[k]):
+                        change_pte(arch, phys, k, flags, newprot, try_writable)
+                    elif phys.tables[k] != U0:
                         change_migration_entry(arch, phys, k)
-                    continue
-                if folios and pte_valid_cont(pte):
-                    contpte_unfold(arch, phys, k)
-                    pte = phys.tables[k]
-                pte = pte_modify(arch, pte, newprot)
-                if (
-                    try_writable != 0
-                    and not pte_write(pte)
-                    and can_change_pte_writable(arch, phys, flags, pte)
-                ):
-                    pte = pte_mkwrite(pte)
-                phys.tables[k] = pte
-                if folios:
-                    contpte_try_fold(arch, phys, k, pte)
         address = last

@@ -20,16 +20,21 @@ from mm_model.asm.pgtable import (
     U0,
     U1,
     Arch,
+    Pte,
     pmd_soft_dirty,
+    pmd_swp_soft_dirty,
     pte_none,
     pte_pfn,
     pte_present,
     pte_soft_dirty,
     pte_swp_soft_dirty,
+    pte_swp_uffd_wp,
     pte_uffd_wp,
 )
 from mm_model.asm.ptes import ptep_get
 from mm_model.huge_memory import uffd_wp_huge_pmd
+from mm_model.huge_swapops import is_swap_pmd
+from mm_model.hugetlb import hugetlb_change_protection
 from mm_model.pagewalk import huge_pmd, walk
 from mm_model.state import (
     N_VMAS,
@@ -37,8 +42,10 @@ from mm_model.state import (
     PGD,
     V_END,
     V_FLAGS,
+    V_HUGE,
     V_PROT,
     V_START,
+    VM_HUGETLB,
     VM_UFFD_WP,
     Flag,
     Int,
@@ -46,6 +53,7 @@ from mm_model.state import (
     Space,
 )
 from mm_model.swapops import is_migration_entry, migration_frame, pte_swp_uffd_wp_any
+from mm_model.task_mmu_hugetlb import hugetlb_page_end, pagemap_hugetlb_category
 from mm_model.userfaultfd import uffd_wp_pte, uffd_wp_range
 
 # The arguments, as struct pm_scan_arg has them, and what the walk remembers.
@@ -60,6 +68,7 @@ SCAN_ANYOF: Final = 7
 SCAN_RETURN: Final = 8
 SCAN_WALK_END: Final = 9
 SCAN_FOUND_PAGES: Final = 10
+SCAN_BACKED_OUT: Final = 11
 
 _WPALLOWED: Final = np.uint64(1 << 0)
 _WRITTEN: Final = np.uint64(1 << 1)
@@ -154,6 +163,24 @@ def scan_output(
 
 
 @compiled
+def scan_backout(
+    args: NDArray[np.uint64],
+    regions: NDArray[np.uint64],
+    count: Int,
+    found: Int,
+    pages: np.uint64,
+    start: np.uint64,
+) -> None:
+    """Take back what was reported last, from ``start`` on; ``count`` and ``pages`` from before."""
+    if found > count:
+        regions[count] = U0
+    elif count > 0 and args[SCAN_FOUND_PAGES] != pages:
+        regions[count - 1, 1] = start
+    args[SCAN_FOUND_PAGES] = pages
+    args[SCAN_WALK_END] = U0
+
+
+@compiled
 def scan_hole(
     arch: Arch,
     phys: Phys,
@@ -175,8 +202,31 @@ def scan_hole(
             end = args[SCAN_WALK_END]
     if end != start and args[SCAN_FLAGS] & _WP_MATCHING != U0:
         flags = space.vmas[vma, V_FLAGS]
+        if flags & VM_HUGETLB != U0:
+            hugetlb_change_protection(arch, phys, space, vma, start, end, 1, 0)
+            return count
         uffd_wp_range(arch, phys, space, start, end, flags, space.vmas[vma, V_PROT], 1, 0)
     return count
+
+
+@compiled
+def pagemap_thp_category(arch: Arch, pmd: Pte) -> np.uint64:
+    """The categories of a huge page's entry, those of its mapping aside."""
+    if is_swap_pmd(arch, pmd):
+        categories = _HUGE | _SWAPPED
+        if not pte_swp_uffd_wp(arch, pmd):
+            categories |= _WRITTEN
+        if pmd_swp_soft_dirty(arch, pmd):
+            categories |= _SOFT_DIRTY
+        return categories
+    categories = _HUGE | _PRESENT
+    if not pte_uffd_wp(pmd):
+        categories |= _WRITTEN
+    if pte_pfn(arch, pmd) == U0:
+        categories |= _PFNZERO
+    if pmd_soft_dirty(arch, pmd):
+        categories |= _SOFT_DIRTY
+    return categories
 
 
 @compiled
@@ -198,13 +248,7 @@ def scan_huge_page(
     """
     index = huge_pmd(arch, phys, space, start)
     pmd = phys.tables[index]
-    categories = vma_category | _HUGE | _PRESENT
-    if not pte_uffd_wp(pmd):
-        categories |= _WRITTEN
-    if pte_pfn(arch, pmd) == U0:
-        categories |= _PFNZERO
-    if pmd_soft_dirty(arch, pmd):
-        categories |= _SOFT_DIRTY
+    categories = vma_category | pagemap_thp_category(arch, pmd)
     if not is_interesting_page(args, categories):
         return count
     found, pages = count, args[SCAN_FOUND_PAGES]
@@ -217,15 +261,58 @@ def scan_huge_page(
         return found
     flags, prot = space.vmas[vma, V_FLAGS], space.vmas[vma, V_PROT]
     if not uffd_wp_huge_pmd(arch, phys, space, start, last, flags, prot, 1, 0):
-        # What was reported is taken back.
-        if found > count:
-            regions[count] = U0
-        elif count > 0 and args[SCAN_FOUND_PAGES] != pages:
-            regions[count - 1, 1] = start
-        args[SCAN_FOUND_PAGES] = pages
-        args[SCAN_WALK_END] = U0
+        scan_backout(args, regions, count, found, pages, start)
         return np.int64(-1)
     return found
+
+
+@compiled
+def scan_hugetlb_range(
+    arch: Arch,
+    phys: Phys,
+    space: Space,
+    vma: Int,
+    start: np.uint64,
+    end: np.uint64,
+    vma_category: np.uint64,
+    args: NDArray[np.uint64],
+    regions: NDArray[np.uint64],
+    count: Int,
+) -> Int:
+    """[start, end) of a hugetlb mapping, page by page (pagemap_scan_hugetlb_entry).
+
+    A page is write-protected only as a whole, and the kernel takes only one of PMD size for whole:
+    of any other the report is taken back, the end of the walk noted, and the walk goes on.
+    """
+    order = np.int64(space.vmas[vma, V_HUGE])
+    protect = args[SCAN_FLAGS] & _WP_MATCHING != U0
+    address = start
+    while address < end and args[SCAN_WALK_END] == U0:
+        last = hugetlb_page_end(arch, address, end, order)
+        first, address = address, last
+        categories = pagemap_hugetlb_category(arch, phys, space, vma, first)
+        if categories == U0:
+            count = scan_hole(
+                arch, phys, space, vma, first, last, vma_category, args, regions, count
+            )
+            continue
+        categories |= vma_category
+        if not is_interesting_page(args, categories):
+            continue
+        found, pages = count, args[SCAN_FOUND_PAGES]
+        if args[SCAN_VEC_LEN] != U0:
+            found = scan_output(arch, args, regions, count, categories, first, last)
+            if args[SCAN_WALK_END] != U0:
+                last = args[SCAN_WALK_END]
+        if not protect or first == last or categories & _WRITTEN == U0:
+            count = found
+        elif last - first != U1 << arch.pmd_shift:
+            scan_backout(args, regions, count, found, pages, first)
+            args[SCAN_BACKED_OUT] = first
+        else:
+            hugetlb_change_protection(arch, phys, space, vma, first, last, 1, 0)
+            count = found
+    return count
 
 
 @compiled
@@ -313,6 +400,13 @@ def pagemap_scan(
             category |= _SOFT_DIRTY
         if not is_interesting_vma(args, category):
             continue
+        if vmas[v, V_FLAGS] & VM_HUGETLB != U0:
+            count = scan_hugetlb_range(
+                arch, phys, space, v, address, end, category, args, regions, count
+            )
+            if args[SCAN_WALK_END] != U0:
+                return count
+            continue
         while address < end:
             last = ((address >> arch.pmd_shift) + U1) << arch.pmd_shift
             if last > end:
@@ -341,4 +435,6 @@ def pagemap_scan(
                 return count
             address = last
     args[SCAN_WALK_END] = args[SCAN_END]
+    if args[SCAN_BACKED_OUT] != U0:
+        args[SCAN_WALK_END] = args[SCAN_BACKED_OUT]
     return count

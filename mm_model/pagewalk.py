@@ -117,22 +117,42 @@ def walk_to(arch: Arch, phys: Phys, pgd: Int, address: np.uint64, level: Int) ->
 
 @compiled
 def huge_pmd(arch: Arch, phys: Phys, space: Space, address: np.uint64) -> Int:
-    """Index of the entry that maps a huge page at ``address``, or -1."""
+    """Index of the entry that maps a huge page at ``address``, or -1.
+
+    The page may be moving: then the entry is not present (pmd_trans_huge_lock).
+    """
     if space.regs[HUGE_PMDS] == 0:
         return np.int64(-1)
     index = walk_to(arch, phys, space.regs[PGD], address, 1)
-    if index < 0 or not pmd_leaf(phys.tables[index]):
+    if index < 0 or phys.tables[index] == U0 or pmd_table(phys.tables[index]):
         return np.int64(-1)
     return index
 
 
 @compiled
-def pmd_alloc(arch: Arch, phys: Phys, space: Space, address: np.uint64) -> Int:
-    """Index of the entry one level above page entries; -1 when ``Phys.tables`` is full."""
+def huge_leaf(arch: Arch, phys: Phys, space: Space, address: np.uint64) -> Int:
+    """Index of the entry above page entries, at whatever level, that maps ``address``, or -1."""
+    if space.regs[HUGE_PMDS] == 0:
+        return np.int64(-1)
+    table = np.uint64(space.regs[PGD])
+    shift = arch.top_shift
+    for _ in range(arch.levels - 1):
+        index = (table << arch.table_shift) + ((address >> shift) & arch.table_mask)
+        entry = phys.tables[index]
+        if not pmd_table(entry):
+            return np.int64(index) if pmd_leaf(arch, entry) else np.int64(-1)
+        table = entry >> arch.page_shift
+        shift = shift - arch.table_shift
+    return np.int64(-1)
+
+
+@compiled
+def alloc_to(arch: Arch, phys: Phys, space: Space, address: np.uint64, level: Int) -> Int:
+    """Like ``walk_to``, but allocates missing tables; -1 when ``Phys.tables`` is full."""
     tables = phys.tables
     table = np.uint64(space.regs[PGD])
     shift = arch.top_shift
-    for _ in range(arch.levels - 2):
+    for _ in range(arch.levels - 1 - level):
         index = (table << arch.table_shift) + ((address >> shift) & arch.table_mask)
         entry = tables[index]
         if entry == U0:
@@ -144,6 +164,12 @@ def pmd_alloc(arch: Arch, phys: Phys, space: Space, address: np.uint64) -> Int:
         table = entry >> arch.page_shift
         shift = shift - arch.table_shift
     return np.int64((table << arch.table_shift) + ((address >> shift) & arch.table_mask))
+
+
+@compiled
+def pmd_alloc(arch: Arch, phys: Phys, space: Space, address: np.uint64) -> Int:
+    """Index of the entry one level above page entries; -1 when ``Phys.tables`` is full."""
+    return alloc_to(arch, phys, space, address, 1)
 
 
 @compiled

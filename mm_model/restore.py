@@ -20,8 +20,9 @@ from mm_model.asm.pgtable import (
     pte_present,
 )
 from mm_model.asm.ptes import contpte_try_unfold
-from mm_model.frames import alloc_frame
+from mm_model.frames import alloc_frame, clear_frame
 from mm_model.huge_memory import split_huge_pmd_address
+from mm_model.hugetlb import huge_pte_offset, hugetlb_fault
 from mm_model.memory import (
     map_anon_frame,
     map_cache_frame,
@@ -37,6 +38,7 @@ from mm_model.state import (
     FAULT_ADDRESS,
     NO_FRAMES,
     NO_TABLES,
+    OK,
     PG_ANON,
     PG_DIRTY,
     PG_EXCLUSIVE,
@@ -46,7 +48,9 @@ from mm_model.state import (
     SIGBUS,
     STATUS,
     V_FLAGS,
+    V_HUGE,
     V_START,
+    VM_HUGETLB,
     VM_SHARED,
     Int,
     Phys,
@@ -63,6 +67,19 @@ def mark_written(arch: Arch, phys: Phys, space: Space, vma: Int, index: Int) -> 
 
 
 @compiled
+def install_hugetlb(arch: Arch, phys: Phys, space: Space, vma: Int, address: np.uint64) -> Int:
+    """The frame at ``address`` of a hugetlb page, faulted in as for a write; -1 with STATUS set."""
+    status = hugetlb_fault(arch, phys, space, vma, address, np.int64(1))
+    if status != OK:
+        phys.ctr[STATUS] = status
+        return np.int64(-1)
+    order = np.int64(space.vmas[vma, V_HUGE])
+    index = huge_pte_offset(arch, phys, space, address, order)
+    inside = (address >> arch.page_shift) & np.uint64((np.int64(1) << order) - 1)
+    return np.int64(pte_pfn(arch, phys.tables[index]) + inside)
+
+
+@compiled
 def install_frame(arch: Arch, phys: Phys, space: Space, address: np.uint64) -> Int:
     """A frame of this page's own at ``address``, mapped as after a write; -1 with STATUS set."""
     phys.ctr[FAULT_ADDRESS] = np.int64(address)
@@ -70,6 +87,8 @@ def install_frame(arch: Arch, phys: Phys, space: Space, address: np.uint64) -> I
     if vma < 0 or address < space.vmas[vma, V_START]:
         phys.ctr[STATUS] = SEGV_MAPERR
         return np.int64(-1)
+    if space.vmas[vma, V_FLAGS] & VM_HUGETLB != U0:
+        return install_hugetlb(arch, phys, space, vma, address)
     split_huge_pmd_address(arch, phys, space, address)
     index = pte_alloc(arch, phys, space, address)
     if index < 0:
@@ -128,8 +147,24 @@ def install_pages(
 
 
 @compiled
+def discard_hugetlb(arch: Arch, phys: Phys, space: Space, vma: Int, address: np.uint64) -> None:
+    """A page of hugetlb does not go in part: the base page at ``address`` reads as zeros again."""
+    order = np.int64(space.vmas[vma, V_HUGE])
+    index = huge_pte_offset(arch, phys, space, address, order)
+    if index >= 0 and pte_present(arch, phys.tables[index]):
+        frame = install_hugetlb(arch, phys, space, vma, address)
+        if frame >= 0:
+            clear_frame(phys, frame)
+
+
+@compiled
 def discard_page(arch: Arch, phys: Phys, space: Space, address: np.uint64) -> None:
     """Take down one page's entry."""
+    vma = find_vma(space, address)
+    if vma >= 0 and space.vmas[vma, V_FLAGS] & VM_HUGETLB != U0:
+        if address >= space.vmas[vma, V_START]:
+            discard_hugetlb(arch, phys, space, vma, address)
+            return
     split_huge_pmd_address(arch, phys, space, address)
     index = walk(arch, phys, space.regs[PGD], address)
     if index >= 0:

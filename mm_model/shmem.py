@@ -11,8 +11,16 @@ import numpy as np
 
 from mm_model._compiled import compiled
 from mm_model.arch import U0, U1
-from mm_model.frames import alloc_frame, free_frame, free_slot, put_frame
-from mm_model.state import N_SWAPIN, PG_CACHE, PG_DIRTY, PG_SWAPBACKED, Int, Phys
+from mm_model.frames import (
+    alloc_frame,
+    folio_head,
+    folio_nr_pages,
+    free_frame,
+    free_hugetlb_folio,
+    free_slot,
+    put_frame,
+)
+from mm_model.state import N_SWAPIN, PG_CACHE, PG_DIRTY, PG_LARGE, PG_SWAPBACKED, Int, Phys
 
 _CACHE_PAGE = PG_CACHE | PG_SWAPBACKED
 
@@ -73,7 +81,11 @@ def shmem_truncate_page(phys: Phys, position: Int) -> None:
         return
     frame = np.int64(entry >> U1)
     phys.flags[frame] = phys.flags[frame] & ~PG_CACHE
-    put_frame(phys, frame)
+    if phys.flags[frame] & PG_LARGE == 0:
+        put_frame(phys, frame)
+    elif frame == folio_head(phys, frame) + folio_nr_pages(phys, frame) - 1:
+        # A page of hugetlb goes as a whole, with its last base page.
+        free_hugetlb_folio(phys, folio_head(phys, frame))
 
 
 @compiled

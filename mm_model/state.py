@@ -53,8 +53,9 @@ N_VMAS: Final = 1
 RSS: Final = 2  # pages mapped, without the zero page
 HIWATER_RSS: Final = 3
 VMA_HINT: Final = 4  # the VMA found last
-HUGE_PMDS: Final = 5  # huge page entries, the huge zero page included; 0 keeps walks short
-REGS_SIZE: Final = 6
+HUGE_PMDS: Final = 5  # entries above page entries that map memory; 0 keeps walks short
+HUGETLB_PAGES: Final = 6  # pages of hugetlb mapped, which RSS does not count
+REGS_SIZE: Final = 7
 
 # columns of Space.vmas
 V_START: Final = 0
@@ -68,7 +69,8 @@ V_LIMIT: Final = 7  # the object's size in pages
 V_ANON: Final = 8  # anon_vma, 0: none yet
 V_CHAIN: Final = 9  # length of the anon_vma chain
 V_FILE: Final = 10  # pages of a file: as many in Phys.cache again, for its disk; 0: no file
-V_COLUMNS: Final = 11
+V_HUGE: Final = 11  # hugetlb: log2 of the page size in base pages; 0: no hugetlb
+V_COLUMNS: Final = 12
 
 # vm_flags (include/linux/mm.h)
 VM_READ: Final = np.uint64(0x1)
@@ -85,6 +87,7 @@ VM_LOCKED: Final = np.uint64(0x2000)
 VM_DONTCOPY: Final = np.uint64(0x20000)
 VM_ACCOUNT: Final = np.uint64(0x100000)
 VM_NORESERVE: Final = np.uint64(0x200000)
+VM_HUGETLB: Final = np.uint64(0x400000)
 VM_WIPEONFORK: Final = np.uint64(0x02000000)
 VM_SOFTDIRTY: Final = np.uint64(0x08000000)
 VM_HUGEPAGE: Final = np.uint64(0x20000000)

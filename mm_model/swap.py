@@ -58,6 +58,7 @@ from mm_model.huge_memory import (
     split_huge_pmd_address,
     zap_huge_pmd,
 )
+from mm_model.huge_swapops import is_swap_pmd
 from mm_model.internal import folio_pte_batch
 from mm_model.memory import object_position
 from mm_model.pagewalk import huge_pmd, walk
@@ -331,14 +332,15 @@ def cold_or_pageout_huge_pmd(
     True: it was not wholly in the range and has been split, so look again.
     """
     huge = huge_pmd(arch, phys, space, address)
-    if huge < 0:
+    if huge < 0 or is_swap_pmd(arch, phys.tables[huge]):
         return False
     head = np.int64(pte_pfn(arch, phys.tables[huge]))
     if head == 0 or folio_mapcount(phys, head) != folio_nr_pages(phys, head):
         return False
     span = U1 << arch.pmd_shift
     if address & (span - U1) != U0 or end - address < span:
-        split_folio(arch, phys, space, vma, address, huge_frame(arch, phys.tables[huge], address))
+        frame = huge_frame(arch, phys, phys.tables[huge], address)
+        split_folio(arch, phys, space, vma, address, frame)
         return True
     if pageout != 0:
         reclaim_folio(arch, phys, space, vma, np.int64(-1), address, head)

@@ -13,7 +13,9 @@ from mm_model.asm.pgtable import (
     U0,
     U1,
     Arch,
+    pfn_pte,
     pmd_soft_dirty,
+    pmd_swp_soft_dirty,
     pte_clear_soft_dirty,
     pte_mkold,
     pte_pfn,
@@ -29,7 +31,8 @@ from mm_model.asm.pgtable import (
 )
 from mm_model.asm.ptes import contpte_try_fold, contpte_try_unfold, ptep_get
 from mm_model.huge_memory import clear_soft_dirty_pmd, clear_young_pmd, huge_frame
-from mm_model.pagewalk import huge_pmd, walk
+from mm_model.huge_swapops import huge_pmd_head, is_swap_pmd
+from mm_model.pagewalk import huge_leaf, huge_pmd, walk
 from mm_model.state import (
     HUGE_PMDS,
     LARGE_FOLIOS,
@@ -44,11 +47,13 @@ from mm_model.state import (
     V_OBJECT,
     V_PGOFF,
     V_START,
+    VM_HUGETLB,
     Int,
     Phys,
     Space,
 )
 from mm_model.swapops import is_migration_entry, migration_frame, non_swap_entry, pte_marker_uffd_wp
+from mm_model.task_mmu_hugetlb import hugetlb_frames, pagemap_hugetlb_range
 from mm_model.uapi import (
     PM_FILE,
     PM_MMAP_EXCLUSIVE,
@@ -141,6 +146,8 @@ def clear_refs_walk(arch: Arch, phys: Phys, space: Space, mode: Int) -> None:
     """Every VMA that ``mode`` (1 all, 2 anonymous, 3 mapped, 4 soft-dirty) is about."""
     vmas = space.vmas
     for v in range(space.regs[N_VMAS]):
+        if vmas[v, V_FLAGS] & VM_HUGETLB != U0:
+            continue  # clear_refs_walk_ops has nothing for hugetlb entries
         shared = vmas[v, V_OBJECT] != U0
         if (mode == 2 and shared) or (mode == 3 and not shared):
             continue
@@ -229,13 +236,22 @@ def pagemap_huge(
 ) -> None:
     """``count`` pages of one huge page, from ``address`` on. Its zero page is a file's, it says."""
     pmd = phys.tables[index]
+    if is_swap_pmd(arch, pmd):
+        bits = vma_bits | PM_SWAP
+        if pmd_swp_soft_dirty(arch, pmd):
+            bits |= PM_SOFT_DIRTY
+        if pte_swp_uffd_wp(arch, pmd):
+            bits |= PM_UFFD_WP
+        for k in range(count):
+            out[position + k] = bits
+        return
     bits = vma_bits | PM_PRESENT
     if pmd_soft_dirty(arch, pmd):
         bits |= PM_SOFT_DIRTY
     if pte_uffd_wp(pmd):
         bits |= PM_UFFD_WP
     for k in range(count):
-        frame = huge_frame(arch, pmd, address + (np.uint64(k) << arch.page_shift))
+        frame = huge_frame(arch, phys, pmd, address + (np.uint64(k) << arch.page_shift))
         entry = bits
         if frame != 0 and phys.mapcount[frame] == 1:
             entry |= PM_MMAP_EXCLUSIVE
@@ -263,6 +279,13 @@ def pagemap_read(
         if vma_end > end:
             vma_end = end
         bits = PM_SOFT_DIRTY if space.vmas[v, V_FLAGS] & arch.vm_softdirty != U0 else U0
+        if space.vmas[v, V_FLAGS] & VM_HUGETLB != U0:
+            position = np.int64((address - start) >> arch.page_shift)
+            for k in range(done, position):
+                out[k] = U0
+            done = position + np.int64((vma_end - address) >> arch.page_shift)
+            pagemap_hugetlb_range(arch, phys, space, v, address, vma_end, bits, out, position)
+            continue
         while address < vma_end:
             last = ((address >> arch.pmd_shift) + U1) << arch.pmd_shift
             if last > vma_end:
@@ -345,6 +368,12 @@ def frames_read(
             address = start
         if vma_end > end:
             vma_end = end
+        if space.vmas[v, V_FLAGS] & VM_HUGETLB != U0:
+            position = np.int64((address - start) >> arch.page_shift)
+            count = np.int64((vma_end - address) >> arch.page_shift)
+            hugetlb_frames(arch, phys, space, v, address, vma_end, out, position)
+            object_frames(arch, phys, space, v, address, count, out, position)
+            continue
         while address < vma_end:
             last = ((address >> arch.pmd_shift) + U1) << arch.pmd_shift
             if last > vma_end:
@@ -362,9 +391,13 @@ def frames_read(
             else:
                 huge = huge_pmd(arch, phys, space, address)
                 if huge >= 0:
+                    pmd = phys.tables[huge]
+                    # Of a page that is moving, an entry that is present would have the same frame.
+                    if is_swap_pmd(arch, pmd):
+                        pmd = pfn_pte(arch, np.uint64(huge_pmd_head(arch, pmd)), U0)
                     for k in range(count):
                         where = address + (np.uint64(k) << arch.page_shift)
-                        out[position + k] = huge_frame(arch, phys.tables[huge], where)
+                        out[position + k] = huge_frame(arch, phys, pmd, where)
             if space.vmas[v, V_OBJECT] != U0:
                 object_frames(arch, phys, space, v, address, count, out, position)
             address = last
@@ -384,11 +417,13 @@ def ptes_read(
         if index >= 0:
             out[k] = ptep_get(arch, phys, index)
             continue
-        huge = huge_pmd(arch, phys, space, address)
+        huge = huge_leaf(arch, phys, space, address)
         out[k] = U0
+        if huge < 0 and huge_pmd(arch, phys, space, address) >= 0:
+            out[k] = phys.tables[huge_pmd(arch, phys, space, address)]
         if huge >= 0:
             pmd = phys.tables[huge] & ~arch.pfn_mask
-            frame = np.uint64(huge_frame(arch, phys.tables[huge], address))
+            frame = np.uint64(huge_frame(arch, phys, phys.tables[huge], address))
             out[k] = pmd | (frame << arch.page_shift)
 
 

@@ -25,9 +25,9 @@ from mm_model.access import READ, STORE_WORD, mapped_frame, store_split_word, wr
 from mm_model.asm.fault import tlb_permits
 from mm_model.asm.pgtable import U0, U1, Arch, pfn_pte, pte_pfn
 from mm_model.frames import new_version
-from mm_model.memory import access_anywhere, access_page
+from mm_model.memory import access_page
 from mm_model.pagewalk import walk
-from mm_model.state import HUGE_PMDS, N_FAULTS, PGD, TLB_GENERATION, Int, Phys, Space
+from mm_model.state import N_FAULTS, PGD, TLB_GENERATION, Int, Phys, Space
 
 _U3: Final = np.uint64(3)
 _U7: Final = np.uint64(7)
@@ -60,10 +60,7 @@ def tlb_access(
             return np.int64(pte_pfn(arch, tlb.pte[cpu, entry]))
     faults = phys.ctr[N_FAULTS]
     index = walk(arch, phys, space.regs[PGD], address)
-    if index < 0 and space.regs[HUGE_PMDS] != 0:
-        index = access_anywhere(arch, phys, space, address, write)
-    else:
-        index = access_page(arch, phys, space, index, address, write)
+    index = access_page(arch, phys, space, index, address, write)
     if index < 0:
         return np.int64(-1)
     if phys.ctr[N_FAULTS] != faults:

@@ -197,7 +197,7 @@ def fuzz_command(
             typer.echo(json.dumps(report.fuzz_json(found, guest.info)))
         else:
             typer.echo("\n".join(report.fuzz_lines(found, guest.info)))
-        raise typer.Exit(DIFFERS if found.differences else 0)
+        raise typer.Exit(DIFFERS if found.differences or found.unrepeated else 0)
 
 
 class OutputError(ValueError):

@@ -23,7 +23,7 @@ from predump.render import WIDTH, make_console
 if TYPE_CHECKING:
     from mm_model import ModelConfig
     from predump.conform.explain import Explanation
-    from predump.conform.hunt import Progress, Shortest
+    from predump.conform.hunt import Mark, Progress, Shortest
     from predump.conform.matrix import Cell, Row
 
 hunks_app = typer.Typer(
@@ -50,28 +50,25 @@ def list_command(as_json: AsJson = False, debug: Debug = False) -> None:
         shown = {
             each.name: scenarios.of(each.name, lambda name: tell(f"searching without {name}"))
             for each in (*HUNKS, *VARIANTS)
-            if each.modelled
         }
     if as_json:
-        hunks = [_hunk_json(each, shown.get(each.name)) for each in (*HUNKS, *VARIANTS)]
+        hunks = [_hunk_json(each, shown[each.name]) for each in (*HUNKS, *VARIANTS)]
         typer.echo(json.dumps({"schema": "predump.hunks/1", "hunks": hunks}))
         return
     typer.echo("Hunks of the patch: the name for hunks.off, its place, what it protects, and the")
     typer.echo("shortest scenario that shows each harm without it")
     for each in (*HUNKS, *VARIANTS):
-        typer.echo("\n".join(_hunk_lines(each, shown.get(each.name))))
+        typer.echo("\n".join(_hunk_lines(each, shown[each.name])))
 
 
-def _hunk_lines(each: Hunk, shown: "Mapping[str, Shortest] | None") -> Iterator[str]:
+def _hunk_lines(each: Hunk, shown: "Mapping[str, Shortest]") -> Iterator[str]:
     from predump.conform.operations import script
 
     yield f"\n{each.name:28} {Path(each.file).name}, {each.function}"
     yield from _indented(each.protects)
-    if shown is None:
-        yield from _indented("not modelled yet")
-    elif not shown:
+    if not shown:
         yield from _indented("neutral: no sequence searched shows a difference")
-    for kind, shortest in (shown or {}).items():
+    for kind, shortest in shown.items():
         yield from _indented(f"{kind}: {'; '.join(script(shortest.ops))}")
 
 
@@ -79,7 +76,7 @@ def _indented(text: str) -> list[str]:
     return textwrap.wrap(text, WIDTH, initial_indent=4 * " ", subsequent_indent=8 * " ")
 
 
-def _hunk_json(each: Hunk, shown: "Mapping[str, Shortest] | None") -> dict[str, Any]:
+def _hunk_json(each: Hunk, shown: "Mapping[str, Shortest]") -> dict[str, Any]:
     from predump.conform.operations import script
 
     return {
@@ -87,8 +84,7 @@ def _hunk_json(each: Hunk, shown: "Mapping[str, Shortest] | None") -> dict[str, 
         "file": each.file,
         "function": each.function,
         "protects": each.protects,
-        "modelled": each.modelled,
-        "shows": {kind: script(shortest.ops) for kind, shortest in (shown or {}).items()},
+        "shows": {kind: script(shortest.ops) for kind, shortest in shown.items()},
     }
 
 
@@ -103,7 +99,7 @@ def explain_command(
     from predump.conform.shortest import ShortestScenarios, config_without
 
     with one_line_errors(HunkError, debug=debug), _status(as_json) as tell:
-        found = _modelled(name)
+        found = _hunk(name)
         shown = ShortestScenarios().of(name, lambda name: tell(f"searching without {name}"))
         complete, without = config_without(), config_without(name)
         told = {
@@ -139,26 +135,23 @@ def matrix_command(
     debug: Debug = False,
 ) -> None:
     """Run each hunk off against a set of workloads: pages lost, sent for nothing, endless."""
-    from predump.conform.matrix import matrix, modelled_hunks
+    from predump.conform.matrix import matrix
 
     with one_line_errors(HunkError, debug=debug), _status(as_json) as tell:
-        names = [_modelled(name).name for name in hunks or []]
+        names = [_hunk(name).name for name in hunks or []]
         rows = list(
             matrix(
-                names or [each.name for each in modelled_hunks()],
+                names or [each.name for each in HUNKS + VARIANTS],
                 seed=seed,
                 sequences=sequences,
                 on_row=lambda name: tell(f"without {name}" if name else "the whole patch"),
             )
         )
-    later = [each.name for each in HUNKS + VARIANTS if not each.modelled and not names]
     if as_json:
-        typer.echo(json.dumps(_matrix_json(rows, later)))
+        typer.echo(json.dumps(_matrix_json(rows)))
         return
     console = make_console()
     console.print(_matrix_table(rows), highlight=False)
-    if later:
-        typer.echo("\n".join(textwrap.wrap(f"Not modelled yet: {', '.join(later)}", WIDTH)))
 
 
 def _matrix_table(rows: "list[Row]") -> Table:
@@ -199,7 +192,7 @@ def _shown_by(more: "Mapping[str, Cell]") -> str:
     return "; ".join(parts) or "neutral here"
 
 
-def _matrix_json(rows: "list[Row]", later: list[str]) -> dict[str, Any]:
+def _matrix_json(rows: "list[Row]") -> dict[str, Any]:
     from dataclasses import asdict
 
     return {
@@ -208,7 +201,6 @@ def _matrix_json(rows: "list[Row]", later: list[str]) -> dict[str, Any]:
             {"hunk": row.hunk, "workloads": {k: asdict(cell) for k, cell in row.cells.items()}}
             for row in rows
         ],
-        "not_modelled": later,
     }
 
 
@@ -222,21 +214,28 @@ def search_command(
     b: Annotated[
         str, typer.Option("--b", metavar="SETTINGS", help="The other, e.g. 'hunks_off=pte_modify'.")
     ] = "",
+    known: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Pass over what is in it: lines that `search --json` printed."
+        ),
+    ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Look for operations after which two settings of the model disagree, or one never ends."""
+    from livemigration.operations import OperationError
     from predump.conform.explain import explain
     from predump.conform.hunt import Progress, search
     from predump.conform.operations import Vocabulary, themes_for
     from predump.conform.settings import SettingError
-    from predump.conform.trace import TraceError
 
-    bad_input = (HunkError, SettingError, OverrideError, TraceError)
+    bad_input = (HunkError, SettingError, OverrideError, OperationError)
     with one_line_errors(*bad_input, debug=debug):
         first = _config("--a", a)
         b = b or _other_than(first)
         second = _config("--b", b)
+        passed_over = _known(known)
         vocabulary = Vocabulary.of(first, second)
         themes = [theme.name for theme in themes_for(vocabulary)]
         if not as_json:
@@ -251,6 +250,7 @@ def search_command(
                 seed=seed,
                 seconds=60 * minutes,
                 progress=progress,
+                known=passed_over,
                 on_sequence=lambda now: tell(f"{now.sequences:,} sequences"),
             )
         took = time.monotonic() - started
@@ -281,14 +281,38 @@ def _config(option: str, text: str) -> "ModelConfig":
     return build_config({"frames": FRAMES, "swap_slots": FRAMES} | settings)
 
 
-def _modelled(name: str) -> Hunk:
+def _known(file: Path | None) -> "frozenset[Mark]":
+    """The disagreements that `search --json` printed into a file, one a line."""
+    from predump.conform.hunt import mark
+    from predump.conform.operations import parse_script
+
+    if file is None:
+        return frozenset()
     try:
-        found = hunk(name)
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise HunkError(f"--known {file}: cannot be read: {error}") from error
+    marks = set()
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            told = json.loads(line)
+            if told["finding"] is not None:
+                ops = parse_script("\n".join(told["script"]))
+                marks.add(mark(told["finding"]["kind"], ops))
+        except (ValueError, KeyError, TypeError) as error:
+            raise HunkError(
+                f"--known {file}, line {number}: not what `hunks search --json` prints"
+            ) from error
+    return frozenset(marks)
+
+
+def _hunk(name: str) -> Hunk:
+    try:
+        return hunk(name)
     except ValueError as error:
         raise HunkError(str(error)) from error
-    if not found.modelled:
-        raise HunkError(f"hunk {name!r}: {found.function}() is not modelled yet")
-    return found
 
 
 def _print_search(a: str, b: str, themes: list[str], missing: Mapping[str, str]) -> None:
@@ -303,6 +327,8 @@ def _print_found(
     progress: "Progress", took: float, shortest: "Shortest | None", told: "Explanation | None"
 ) -> None:
     ran = f"{progress.sequences:,} sequences, {progress.operations:,} operations, {took:.1f} s"
+    if progress.known:
+        ran += f", {progress.known:,} of them known"
     if shortest is None or told is None:
         typer.echo(f"no disagreement: {ran}")
         return
@@ -341,6 +367,7 @@ def _search_json(
         "schema": "predump.hunks.search/1",
         "sequences": progress.sequences,
         "operations": progress.operations,
+        "known": progress.known,
         "finding": asdict(shortest.finding) if shortest else None,
         "script": script(shortest.ops) if shortest else [],
         "explanation": asdict(told) if told else None,

@@ -50,7 +50,7 @@ def mm_command(
 
 
 def _run_script(session: "Session", script: Path | None) -> None:
-    from predump.conform.trace import TraceError
+    from livemigration.operations import OperationError
 
     name = "standard input" if script is None else str(script)
     for number, line in enumerate(_lines(script), start=1):
@@ -61,7 +61,7 @@ def _run_script(session: "Session", script: Path | None) -> None:
                 typer.echo(f"> {part.strip()}")
             try:
                 _say(session.run(part))
-            except TraceError as error:
+            except OperationError as error:
                 raise ScriptError(f"{name}, line {number}: {error}") from error
             if session.stuck:
                 return
@@ -82,7 +82,7 @@ def _lines(script: Path | None) -> Iterable[str]:
 def _prompt(session: "Session") -> None:
     import readline  # noqa: F401  gives input() a history
 
-    from predump.conform.trace import TraceError
+    from livemigration.operations import OperationError
 
     typer.echo("operations of the script language; help lists them, quit ends")
     while True:
@@ -95,7 +95,7 @@ def _prompt(session: "Session") -> None:
                 return
             try:
                 _say(session.run(part))
-            except TraceError as error:
+            except OperationError as error:
                 typer.echo(str(error))
         if session.stuck:
             typer.echo("a real kernel would hang now; reset makes a new machine")

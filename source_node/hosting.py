@@ -13,7 +13,7 @@ from livemigration.execution import Execution
 from livemigration.ownership import Ownership, OwnershipMachine
 from livemigration.snapshot import digest_task
 from livemigration.spec import TaskSpec
-from livemigration.task import ROOT_PID, Task, model_config
+from livemigration.task import ROOT_PID, Task, build_machine
 from livemigration.workload import Workload, build_workload
 from mm_model import Machine
 from source_node.migration import TaskOrigin
@@ -44,7 +44,7 @@ def build_task(request: TaskRequest) -> tuple[Task, Workload, int]:
         base_dir=request.base_dir,
     )
     if not spec.source.images:
-        task = Task(Machine(model_config(spec)))
+        task = Task(build_machine(spec))
         workload.setup(task, populate=spec.source.populate)
         return task, workload, 0
     images = ImageDirectory.open(request.base_dir / spec.source.images)
@@ -54,7 +54,7 @@ def build_task(request: TaskRequest) -> tuple[Task, Workload, int]:
             f"{spec.page_size}; set page_size to {images.page_size}"
         )
     extra = images.pages
-    task = _task_of_images(Machine(model_config(spec, extra)), images)
+    task = _task_of_images(build_machine(spec, extra), images)
     workload.setup(task, populate=False, from_image=True)
     return task, workload, extra
 

@@ -33,10 +33,11 @@ from livemigration.errors import (
     MigrationError,
 )
 from livemigration.execution import Execution
+from livemigration.files import describe_file, offsets
 from livemigration.layout import to_proto
 from livemigration.link import Link, TokenBucket
 from livemigration.ownership import Ownership, OwnershipMachine
-from livemigration.packing import pack
+from livemigration.packing import Packing, pack, pack_from
 from livemigration.policy import Policy, RoundView
 from livemigration.runs import from_runs, to_runs
 from livemigration.snapshot import TaskDigests, digest_task, nonzero_pages
@@ -92,8 +93,11 @@ class _Traffic:
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
+    """Pages to send together: of a process, or of a file at offsets."""
+
     pid: int
     addresses: U64
+    file: int = -1  # number of the file
 
 
 class Migration:
@@ -239,7 +243,7 @@ class Migration:
         await self._freeze()
         self._ownership.to(Ownership.FROZEN)
         down.freeze_ns = self._clock.now_ns - start
-        scan = await self._in_thread(self._scan, number == 0)
+        scan = await self._in_thread(self._scan, number == 0, True)
         down.scan_ns = self._clock.now_ns - start - down.freeze_ns
         self._say("final", f"final round: {scan.to_send} pages, frozen")
         before = self._clock.now_ns
@@ -274,11 +278,11 @@ class Migration:
         self._execution.thaw()
         self._clock.spend(self._spec.costs.thaw)
 
-    def _scan(self, first: bool) -> RoundScan:
+    def _scan(self, first: bool, final: bool = False) -> RoundScan:
         """Pagemaps, then the reset, under one lock: the task stands still in between."""
         task, costs = self._execution.task, self._spec.costs
         with self._execution.lock:
-            scan = self._tracker.scan(task, first=first)
+            scan = self._tracker.scan(task, first=first, final=final)
             self._tracker.reset(task)
         self._clock.spend(costs.scan_ns(scan.scanned) + costs.clear_ns(scan.present))
         self._skipped = scan.skipped
@@ -305,6 +309,9 @@ class Migration:
         for process in scan.processes:
             begin.processes.append(_process_message(process, machine.page_size))
             shared_ids |= {vma.shared_id for vma in process.space.vmas if vma.shared_id}
+        for found in scan.files:
+            begin.shared.append(describe_file(found.file, found.live))
+            shared_ids.discard(found.file.object_id)
         for shared_id in sorted(shared_ids):
             begin.shared.add(id=shared_id, pages=machine.shared(shared_id).npages)
         if final:
@@ -368,7 +375,12 @@ class Migration:
         return [made for part in some if (made := self._gather(part, number)) is not None]
 
     def _batches(self, scan: RoundScan) -> Iterator[_Batch]:
-        most = max(1, batch.BATCH_BYTES // self._execution.task.machine.page_size)
+        page_size = self._execution.task.machine.page_size
+        most = max(1, batch.BATCH_BYTES // page_size)
+        for found in scan.files:
+            for at in range(0, found.send.size, most):
+                where = offsets(found.send[at : at + most], page_size)
+                yield _Batch(0, where, found.number)
         for process in scan.processes:
             for pages in process.send_by_vma:
                 for at in range(0, pages.size, most):
@@ -382,13 +394,10 @@ class Migration:
         began = time.monotonic_ns()
         task = self._execution.task
         with self._execution.lock:
-            mm = task.processes.get(part.pid)
-            if mm is None:
+            found = self._look(part)
+            if found is None:
                 return None
-            # A page that is gone by now is not live at the next scan, which says so.
-            packing = pack(mm, part.addresses)
-            if packing.addresses.size == 0:
-                return None
+            packing, object_id = found
             sequence = self._next()
             frame = batch.encode_pages(
                 sequence=sequence,
@@ -400,8 +409,9 @@ class Migration:
                 zero_pages=packing.zero_pages,
                 content=task.machine.content,
                 rows=packing.rows,
+                object_id=object_id,
             )
-            self._tracker.note(part.pid, packing.addresses, packing.versions, number)
+            self._note(part, packing, number)
         full = int(packing.rows.size)
         payload = full * task.machine.page_size
         self._traffic.bytes_wire += len(frame)
@@ -414,6 +424,35 @@ class Migration:
                 self._link.transmit_ns(len(frame)), self._spec.costs.copy_ns(payload)
             )
         return frame, sequence
+
+    def _look(self, part: _Batch) -> tuple[Packing, int] | None:
+        """What there is of a batch, and the object it belongs to (0: a process); None if nothing.
+
+        A page that is gone by now is not live at the next scan, which says so.
+        """
+        task = self._execution.task
+        object_id = 0
+        if part.file >= 0:
+            object_id = task.files[part.file].object_id
+            first = int(part.addresses[0]) // task.machine.page_size
+            rows = task.machine.object_frames(object_id)[first:]
+            versions = task.machine.phys.version[rows]
+            packing = pack(task.machine.content, part.addresses, rows, versions)
+        else:
+            mm = task.processes.get(part.pid)
+            if mm is None:
+                return None
+            packing = pack_from(mm, part.addresses)
+        return (packing, object_id) if packing.addresses.size else None
+
+    def _note(self, part: _Batch, packing: Packing, number: int) -> None:
+        """These pages went out as they were now."""
+        if part.file < 0:
+            self._tracker.note(part.pid, packing.addresses, packing.versions, number)
+            return
+        page_size = np.uint64(self._execution.task.machine.page_size)
+        pages = (packing.addresses // page_size).astype(np.int64)
+        self._tracker.note_file(part.file, pages, packing.versions, number)
 
     def _record(
         self, number: int, scan: RoundScan, start_ns: int, frozen_ns: int, reason: str = ""

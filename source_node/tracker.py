@@ -11,6 +11,12 @@ write-protection, which a written page has lost.
 Shared anonymous memory is not tracked by soft-dirty: a page-out drops the PTE and the bit with it,
 and other mappings write through PTEs of their own. As CRIU does by default (criu/shmem.c), every
 page of such an object is sent in every round, once per object.
+
+Hugetlb memory is not tracked either, since clear_refs does not walk it. As CRIU does (its pre-dump
+leaves MAP_HUGETLB out), it is sent in full in the final round and in no other.
+
+Files of the task travel beside its processes (`file_tracker`): of their mappings only the private
+copies are the process' own.
 """
 
 from __future__ import annotations
@@ -20,17 +26,19 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from livemigration.files import file_numbers
 from livemigration.layout import AddressSpace, describe
+from livemigration.snapshot import dumped
 from livemigration.task import Task
 from mm_model import (
+    MAP_HUGETLB,
     MAP_SHARED,
     PM_PRESENT,
     PM_SOFT_DIRTY,
-    PM_SWAP,
-    Mm,
     Vma,
     WriteProtectTracker,
 )
+from source_node.file_tracker import FileScan, FileTracker
 
 U64 = NDArray[np.uint64]
 Bools = NDArray[np.bool_]
@@ -87,6 +95,7 @@ class RoundScan:
     """The task at one scan, with the counts of a round's record."""
 
     processes: list[ProcessScan] = field(default_factory=list)
+    files: list[FileScan] = field(default_factory=list)
     scanned: int = 0  # pagemap entries read
     present: int = 0  # pages that the reset write-protects
     soft_dirty: int = 0  # live pages that the kernel reports as written
@@ -103,7 +112,7 @@ class _VmaScan:
     live: U64
     versions: U64
     soft_dirty: Bools
-    judged: Bools  # False: a shared page that another process of this scan sends
+    judged: Bools  # False: another process of this scan sends it, or the final round will
     shared: bool
     scanned: int
     present: int
@@ -117,6 +126,10 @@ class Tracker:
         self._sent: dict[int, SentPages] = {}
         self._by_protection = kind == "uffd-wp"
         self._protected: dict[int, WriteProtectTracker] = {}
+        self._files: dict[int, int] = {}  # object of a file -> its number
+        self._file_tracker = FileTracker()
+        self._spaces: dict[int, AddressSpace] = {}
+        self._page_size = 0
 
     def reset(self, task: Task) -> None:
         """From now on only what is written anew counts; the task must not run meanwhile."""
@@ -138,14 +151,25 @@ class Tracker:
             self._protected[pid].close()
         self._protected.clear()
 
-    def scan(self, task: Task, *, first: bool) -> RoundScan:
-        """Reads all pagemaps of a task at rest; `first` (round 0) sends every live page."""
+    def scan(self, task: Task, *, first: bool, final: bool = False) -> RoundScan:
+        """Reads all pagemaps of a task at rest; `first` (round 0) sends every live page.
+
+        `final`: the task will not run again here, so what is not tracked has to go now.
+        """
         result = RoundScan()
         claimed: dict[int, Bools] = {}
+        self._files = file_numbers(task)
+        self._page_size = task.machine.page_size
+        self._spaces.clear()
+        result.files = self._file_tracker.scan(task)
+        for scan in result.files:
+            result.written += scan.send.size
+            result.to_send += scan.send.size
+            result.skipped += scan.live.size - scan.send.size
         for pid in sorted(task.processes):
             mm = task.processes[pid]
-            space = describe(pid, task.parents[pid], mm)
-            self._scan_process(pid, mm, space, claimed, result, first=first)
+            space = self._spaces[pid] = describe(pid, task.parents[pid], mm)
+            self._scan_process(task, pid, space, claimed, result, first=first, final=final)
         for pid in list(self._sent):
             if pid not in task.processes:
                 del self._sent[pid]
@@ -154,10 +178,11 @@ class Tracker:
     def count_dirty(self, task: Task) -> int:
         """Live pages that a scan would send now; changes nothing (QEMU's exact sync)."""
         claimed: dict[int, Bools] = {}
-        total = 0
+        self._files = file_numbers(task)
+        total = sum(scan.send.size for scan in self._file_tracker.scan(task))
         for pid, mm in task.processes.items():
             for vma in mm.vmas():
-                scan = self._scan_vma(pid, mm, vma, claimed)
+                scan = self._scan_vma(task, pid, vma, claimed, final=False)
                 total += int(np.count_nonzero((scan.soft_dirty | scan.shared) & scan.judged))
         return total
 
@@ -170,19 +195,36 @@ class Tracker:
         sent = self._sent.get(pid)
         if sent is None:
             return np.full(addresses.size, -1, dtype=np.int32)
-        return sent.find(addresses)[1]
+        rounds = sent.find(addresses)[1]
+        for k in np.flatnonzero(~np.isin(addresses, sent.addresses)).tolist():
+            rounds[k] = self._file_round(pid, int(addresses[k]))
+        return rounds
+
+    def note_file(self, number: int, pages: NDArray[np.int64], versions: U64, at: int) -> None:
+        """These pages of a file went out in round `at`."""
+        self._file_tracker.note(number, pages, versions, at)
+
+    def _file_round(self, pid: int, address: int) -> int:
+        """The round that last sent the file's page that a process sees there; -1: none."""
+        space, page_size = self._spaces[pid], self._page_size
+        for vma in space.vmas:
+            if vma.start <= address < vma.end and vma.shared_id in self._files:
+                page = vma.pgoff + (address - vma.start) // page_size
+                return self._file_tracker.last_round(self._files[vma.shared_id], page)
+        return -1
 
     def _scan_process(
         self,
+        task: Task,
         pid: int,
-        mm: Mm,
         space: AddressSpace,
         claimed: dict[int, Bools],
         result: RoundScan,
         *,
         first: bool,
+        final: bool,
     ) -> None:
-        scans = [self._scan_vma(pid, mm, vma, claimed) for vma in space.vmas]
+        scans = [self._scan_vma(task, pid, vma, claimed, final=final) for vma in space.vmas]
         live = _joined([s.live for s in scans])
         # A process forked since the last round has no parent image: CRIU sends all of it.
         first = first or pid not in self._sent
@@ -190,16 +232,18 @@ class Tracker:
         send_by_vma = []
         at = 0
         for scan in scans:
-            before = sent_versions[at : at + scan.live.size]
+            before = task.machine.same_content(sent_versions[at : at + scan.live.size])
             at += scan.live.size
             send = scan.judged & (scan.soft_dirty | (first or scan.shared))
-            written = scan.judged & (scan.versions != before)
+            written = scan.judged & (task.machine.same_content(scan.versions) != before)
             send_by_vma.append(scan.live[send])
             result.scanned += scan.scanned
             result.present += scan.present
             result.soft_dirty += int(np.count_nonzero(scan.soft_dirty))
             result.written += int(np.count_nonzero(written))
-            result.lost += int(np.count_nonzero(written & ~send))
+            # Zeros where the destination never had a page are what it has there.
+            blank = (before == NEVER) & (scan.versions == 0)
+            result.lost += int(np.count_nonzero(written & ~send & ~blank))
             result.spurious += int(np.count_nonzero(send & ~written))
             result.to_send += send_by_vma[-1].size
             result.skipped += int(np.count_nonzero(scan.judged & ~send))
@@ -209,27 +253,33 @@ class Tracker:
             ProcessScan(space, live, _joined(send_by_vma), [s for s in send_by_vma if s.size])
         )
 
-    def _scan_vma(self, pid: int, mm: Mm, vma: Vma, claimed: dict[int, Bools]) -> _VmaScan:
+    def _scan_vma(
+        self, task: Task, pid: int, vma: Vma, claimed: dict[int, Bools], *, final: bool
+    ) -> _VmaScan:
+        mm = task.processes[pid]
         page_size = mm.machine.page_size
         pages = (vma.end - vma.start) // page_size
         entries = mm.pagemap(vma.start, pages)
         rows = mm.frames(vma.start, pages)
         shared = bool(vma.flags & MAP_SHARED)
-        live = rows > 0
-        if not shared:
-            live &= (entries & (PM_PRESENT | PM_SWAP)) != 0
-        index = np.flatnonzero(live)
+        index = np.flatnonzero(dumped(task, vma, entries, rows, self._files))
+        soft_dirty = self._dirty(pid, vma, entries)[index]
         judged = np.ones(index.size, dtype=np.bool_)
-        if shared:
+        untracked = bool(vma.flags & MAP_HUGETLB)
+        if untracked:
+            soft_dirty = np.full(index.size, final)
+        if untracked and not final:
+            judged = soft_dirty
+        elif shared:
             judged = _claim(claimed, vma, pages, index)
         return _VmaScan(
             live=np.uint64(vma.start) + index.astype(np.uint64) * np.uint64(page_size),
             versions=mm.versions(vma.start, pages)[index],
-            soft_dirty=self._dirty(pid, vma, entries)[index],
+            soft_dirty=soft_dirty,
             judged=judged,
             shared=shared,
             scanned=pages,
-            present=int(np.count_nonzero(entries & PM_PRESENT)),
+            present=0 if untracked else int(np.count_nonzero(entries & PM_PRESENT)),
         )
 
     def _dirty(self, pid: int, vma: Vma, entries: U64) -> Bools:

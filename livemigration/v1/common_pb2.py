@@ -24,37 +24,39 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dlivemigration/v1/common.proto\x12\x10livemigration.v1\"n\n\x03Vma\x12\r\n\x05start\x18\x01 \x01(\x04\x12\x0b\n\x03\x65nd\x18\x02 \x01(\x04\x12\x0c\n\x04prot\x18\x03 \x01(\r\x12\r\n\x05\x66lags\x18\x04 \x01(\r\x12\x11\n\tshared_id\x18\x05 \x01(\r\x12\r\n\x05pgoff\x18\x06 \x01(\x04\x12\x0c\n\x04name\x18\x07 \x01(\t\"\x91\x01\n\x07Process\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\x0c\n\x04ppid\x18\x02 \x01(\r\x12#\n\x04vmas\x18\x03 \x03(\x0b\x32\x15.livemigration.v1.Vma\x12\x11\n\tstart_brk\x18\x04 \x01(\x04\x12\x0b\n\x03\x62rk\x18\x05 \x01(\x04\x12\x12\n\nlive_start\x18\x06 \x03(\x06\x12\x12\n\nlive_pages\x18\x07 \x03(\x06\")\n\x0cSharedObject\x12\n\n\x02id\x18\x01 \x01(\r\x12\r\n\x05pages\x18\x02 \x01(\x04\"\x87\x01\n\nRoundBegin\x12,\n\tprocesses\x18\x01 \x03(\x0b\x32\x19.livemigration.v1.Process\x12.\n\x06shared\x18\x02 \x03(\x0b\x32\x1e.livemigration.v1.SharedObject\x12\r\n\x05\x66inal\x18\x03 \x01(\x08\x12\x0c\n\x04\x63ore\x18\x04 \x01(\t\"(\n\x08RoundEnd\x12\r\n\x05pages\x18\x01 \x01(\x04\x12\r\n\x05\x66inal\x18\x02 \x01(\x08\"\x82\x02\n\rTransferFrame\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\r\x12\x10\n\x08\x63hecksum\x18\x03 \x01(\x06\x12+\n\x05\x62\x65gin\x18\x04 \x01(\x0b\x32\x1c.livemigration.v1.RoundBegin\x12\x0b\n\x03pid\x18\x05 \x01(\r\x12\x11\n\trun_start\x18\x06 \x03(\x06\x12\x11\n\trun_pages\x18\x07 \x03(\x06\x12\'\n\x03\x65nd\x18\x08 \x01(\x0b\x32\x1a.livemigration.v1.RoundEnd\x12\x12\n\nzero_start\x18\t \x03(\x06\x12\x12\n\nzero_pages\x18\n \x03(\x06\x12\r\n\x05pages\x18\x0f \x01(\x0c\"\x1f\n\x0bTransferAck\x12\x10\n\x08sequence\x18\x01 \x01(\x04\"\x84\x02\n\x0bRoundRecord\x12\r\n\x05round\x18\x01 \x01(\r\x12\x12\n\npages_sent\x18\x02 \x01(\x04\x12\x18\n\x10pages_soft_dirty\x18\x03 \x01(\x04\x12\x15\n\rpages_written\x18\x04 \x01(\x04\x12\x12\n\npages_zero\x18\x05 \x01(\x04\x12\x12\n\nbytes_wire\x18\x06 \x01(\x04\x12\x13\n\x0b\x64uration_ns\x18\x07 \x01(\x04\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12\x12\n\npages_lost\x18\t \x01(\x04\x12\x16\n\x0epages_spurious\x18\n \x01(\x04\x12\x15\n\rpages_scanned\x18\x0b \x01(\x04\x12\x11\n\tfrozen_ns\x18\x0c \x01(\x04\"\x93\x01\n\x0e\x44owntimeRecord\x12\x11\n\tfreeze_ns\x18\x01 \x01(\x04\x12\x0f\n\x07scan_ns\x18\x02 \x01(\x04\x12\x0f\n\x07\x64ump_ns\x18\x03 \x01(\x04\x12\x13\n\x0btransfer_ns\x18\x04 \x01(\x04\x12\x12\n\nrestore_ns\x18\x05 \x01(\x04\x12\x11\n\tresume_ns\x18\x06 \x01(\x04\x12\x10\n\x08total_ns\x18\x07 \x01(\x04\"I\n\x08Mismatch\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\r\n\x05start\x18\x02 \x01(\x04\x12\r\n\x05pages\x18\x03 \x01(\x04\x12\x12\n\nlast_round\x18\x04 \x01(\x05\"{\n\x0fHostDescription\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x12\n\npage_sizes\x18\x04 \x03(\r\x12\x0b\n\x03pid\x18\x05 \x01(\r\x12\x10\n\x08store_id\x18\x06 \x01(\t\"\x11\n\x0f\x44\x65scribeRequest*\xb9\x02\n\x0eOwnershipState\x12\x1f\n\x1bOWNERSHIP_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14OWNERSHIP_STATE_NONE\x10\x01\x12\x1b\n\x17OWNERSHIP_STATE_RUNNING\x10\x02\x12\x1a\n\x16OWNERSHIP_STATE_FROZEN\x10\x03\x12\x1c\n\x18OWNERSHIP_STATE_IN_DOUBT\x10\x04\x12\x1c\n\x18OWNERSHIP_STATE_RELEASED\x10\x05\x12\x1d\n\x19OWNERSHIP_STATE_RECEIVING\x10\x06\x12\x1c\n\x18OWNERSHIP_STATE_VERIFIED\x10\x07\x12\x1d\n\x19OWNERSHIP_STATE_COMMITTED\x10\x08\x12\x1b\n\x17OWNERSHIP_STATE_ABORTED\x10\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dlivemigration/v1/common.proto\x12\x10livemigration.v1\"|\n\x03Vma\x12\r\n\x05start\x18\x01 \x01(\x04\x12\x0b\n\x03\x65nd\x18\x02 \x01(\x04\x12\x0c\n\x04prot\x18\x03 \x01(\r\x12\r\n\x05\x66lags\x18\x04 \x01(\r\x12\x11\n\tshared_id\x18\x05 \x01(\r\x12\r\n\x05pgoff\x18\x06 \x01(\x04\x12\x0c\n\x04name\x18\x07 \x01(\t\x12\x0c\n\x04madv\x18\x08 \x01(\x04\"\x91\x01\n\x07Process\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\x0c\n\x04ppid\x18\x02 \x01(\r\x12#\n\x04vmas\x18\x03 \x03(\x0b\x32\x15.livemigration.v1.Vma\x12\x11\n\tstart_brk\x18\x04 \x01(\x04\x12\x0b\n\x03\x62rk\x18\x05 \x01(\x04\x12\x12\n\nlive_start\x18\x06 \x03(\x06\x12\x12\n\nlive_pages\x18\x07 \x03(\x06\"}\n\x0cSharedObject\x12\n\n\x02id\x18\x01 \x01(\r\x12\r\n\x05pages\x18\x02 \x01(\x04\x12*\n\x04kind\x18\x03 \x01(\x0e\x32\x1c.livemigration.v1.ObjectKind\x12\x12\n\nlive_start\x18\x04 \x03(\x04\x12\x12\n\nlive_pages\x18\x05 \x03(\x04\"\x87\x01\n\nRoundBegin\x12,\n\tprocesses\x18\x01 \x03(\x0b\x32\x19.livemigration.v1.Process\x12.\n\x06shared\x18\x02 \x03(\x0b\x32\x1e.livemigration.v1.SharedObject\x12\r\n\x05\x66inal\x18\x03 \x01(\x08\x12\x0c\n\x04\x63ore\x18\x04 \x01(\t\"(\n\x08RoundEnd\x12\r\n\x05pages\x18\x01 \x01(\x04\x12\r\n\x05\x66inal\x18\x02 \x01(\x08\"\x92\x02\n\rTransferFrame\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\r\x12\x10\n\x08\x63hecksum\x18\x03 \x01(\x06\x12+\n\x05\x62\x65gin\x18\x04 \x01(\x0b\x32\x1c.livemigration.v1.RoundBegin\x12\x0b\n\x03pid\x18\x05 \x01(\r\x12\x11\n\trun_start\x18\x06 \x03(\x06\x12\x11\n\trun_pages\x18\x07 \x03(\x06\x12\'\n\x03\x65nd\x18\x08 \x01(\x0b\x32\x1a.livemigration.v1.RoundEnd\x12\x12\n\nzero_start\x18\t \x03(\x06\x12\x12\n\nzero_pages\x18\n \x03(\x06\x12\x0e\n\x06object\x18\x0b \x01(\r\x12\r\n\x05pages\x18\x0f \x01(\x0c\"\x1f\n\x0bTransferAck\x12\x10\n\x08sequence\x18\x01 \x01(\x04\"\x84\x02\n\x0bRoundRecord\x12\r\n\x05round\x18\x01 \x01(\r\x12\x12\n\npages_sent\x18\x02 \x01(\x04\x12\x18\n\x10pages_soft_dirty\x18\x03 \x01(\x04\x12\x15\n\rpages_written\x18\x04 \x01(\x04\x12\x12\n\npages_zero\x18\x05 \x01(\x04\x12\x12\n\nbytes_wire\x18\x06 \x01(\x04\x12\x13\n\x0b\x64uration_ns\x18\x07 \x01(\x04\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12\x12\n\npages_lost\x18\t \x01(\x04\x12\x16\n\x0epages_spurious\x18\n \x01(\x04\x12\x15\n\rpages_scanned\x18\x0b \x01(\x04\x12\x11\n\tfrozen_ns\x18\x0c \x01(\x04\"\x93\x01\n\x0e\x44owntimeRecord\x12\x11\n\tfreeze_ns\x18\x01 \x01(\x04\x12\x0f\n\x07scan_ns\x18\x02 \x01(\x04\x12\x0f\n\x07\x64ump_ns\x18\x03 \x01(\x04\x12\x13\n\x0btransfer_ns\x18\x04 \x01(\x04\x12\x12\n\nrestore_ns\x18\x05 \x01(\x04\x12\x11\n\tresume_ns\x18\x06 \x01(\x04\x12\x10\n\x08total_ns\x18\x07 \x01(\x04\"I\n\x08Mismatch\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\r\n\x05start\x18\x02 \x01(\x04\x12\r\n\x05pages\x18\x03 \x01(\x04\x12\x12\n\nlast_round\x18\x04 \x01(\x05\"{\n\x0fHostDescription\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x12\n\npage_sizes\x18\x04 \x03(\r\x12\x0b\n\x03pid\x18\x05 \x01(\r\x12\x10\n\x08store_id\x18\x06 \x01(\t\"\x11\n\x0f\x44\x65scribeRequest*T\n\nObjectKind\x12\x19\n\x15OBJECT_KIND_ANONYMOUS\x10\x00\x12\x15\n\x11OBJECT_KIND_TMPFS\x10\x01\x12\x14\n\x10OBJECT_KIND_DISK\x10\x02*\xb9\x02\n\x0eOwnershipState\x12\x1f\n\x1bOWNERSHIP_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14OWNERSHIP_STATE_NONE\x10\x01\x12\x1b\n\x17OWNERSHIP_STATE_RUNNING\x10\x02\x12\x1a\n\x16OWNERSHIP_STATE_FROZEN\x10\x03\x12\x1c\n\x18OWNERSHIP_STATE_IN_DOUBT\x10\x04\x12\x1c\n\x18OWNERSHIP_STATE_RELEASED\x10\x05\x12\x1d\n\x19OWNERSHIP_STATE_RECEIVING\x10\x06\x12\x1c\n\x18OWNERSHIP_STATE_VERIFIED\x10\x07\x12\x1d\n\x19OWNERSHIP_STATE_COMMITTED\x10\x08\x12\x1b\n\x17OWNERSHIP_STATE_ABORTED\x10\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'livemigration.v1.common_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OWNERSHIPSTATE']._serialized_start=1461
-  _globals['_OWNERSHIPSTATE']._serialized_end=1774
+  _globals['_OBJECTKIND']._serialized_start=1574
+  _globals['_OBJECTKIND']._serialized_end=1658
+  _globals['_OWNERSHIPSTATE']._serialized_start=1661
+  _globals['_OWNERSHIPSTATE']._serialized_end=1974
   _globals['_VMA']._serialized_start=51
-  _globals['_VMA']._serialized_end=161
-  _globals['_PROCESS']._serialized_start=164
-  _globals['_PROCESS']._serialized_end=309
-  _globals['_SHAREDOBJECT']._serialized_start=311
-  _globals['_SHAREDOBJECT']._serialized_end=352
-  _globals['_ROUNDBEGIN']._serialized_start=355
-  _globals['_ROUNDBEGIN']._serialized_end=490
-  _globals['_ROUNDEND']._serialized_start=492
-  _globals['_ROUNDEND']._serialized_end=532
-  _globals['_TRANSFERFRAME']._serialized_start=535
-  _globals['_TRANSFERFRAME']._serialized_end=793
-  _globals['_TRANSFERACK']._serialized_start=795
-  _globals['_TRANSFERACK']._serialized_end=826
-  _globals['_ROUNDRECORD']._serialized_start=829
-  _globals['_ROUNDRECORD']._serialized_end=1089
-  _globals['_DOWNTIMERECORD']._serialized_start=1092
-  _globals['_DOWNTIMERECORD']._serialized_end=1239
-  _globals['_MISMATCH']._serialized_start=1241
-  _globals['_MISMATCH']._serialized_end=1314
-  _globals['_HOSTDESCRIPTION']._serialized_start=1316
-  _globals['_HOSTDESCRIPTION']._serialized_end=1439
-  _globals['_DESCRIBEREQUEST']._serialized_start=1441
-  _globals['_DESCRIBEREQUEST']._serialized_end=1458
+  _globals['_VMA']._serialized_end=175
+  _globals['_PROCESS']._serialized_start=178
+  _globals['_PROCESS']._serialized_end=323
+  _globals['_SHAREDOBJECT']._serialized_start=325
+  _globals['_SHAREDOBJECT']._serialized_end=450
+  _globals['_ROUNDBEGIN']._serialized_start=453
+  _globals['_ROUNDBEGIN']._serialized_end=588
+  _globals['_ROUNDEND']._serialized_start=590
+  _globals['_ROUNDEND']._serialized_end=630
+  _globals['_TRANSFERFRAME']._serialized_start=633
+  _globals['_TRANSFERFRAME']._serialized_end=907
+  _globals['_TRANSFERACK']._serialized_start=909
+  _globals['_TRANSFERACK']._serialized_end=940
+  _globals['_ROUNDRECORD']._serialized_start=943
+  _globals['_ROUNDRECORD']._serialized_end=1203
+  _globals['_DOWNTIMERECORD']._serialized_start=1206
+  _globals['_DOWNTIMERECORD']._serialized_end=1353
+  _globals['_MISMATCH']._serialized_start=1355
+  _globals['_MISMATCH']._serialized_end=1428
+  _globals['_HOSTDESCRIPTION']._serialized_start=1430
+  _globals['_HOSTDESCRIPTION']._serialized_end=1553
+  _globals['_DESCRIBEREQUEST']._serialized_start=1555
+  _globals['_DESCRIBEREQUEST']._serialized_end=1572
 # @@protoc_insertion_point(module_scope)

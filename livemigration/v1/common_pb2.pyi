@@ -21,6 +21,29 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _ObjectKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ObjectKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ObjectKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    OBJECT_KIND_ANONYMOUS: _ObjectKind.ValueType  # 0
+    """shared anonymous memory: its pages come with mappings"""
+    OBJECT_KIND_TMPFS: _ObjectKind.ValueType  # 1
+    """a file in memory"""
+    OBJECT_KIND_DISK: _ObjectKind.ValueType  # 2
+    """a file on a disk"""
+
+class ObjectKind(_ObjectKind, metaclass=_ObjectKindEnumTypeWrapper): ...
+
+OBJECT_KIND_ANONYMOUS: ObjectKind.ValueType  # 0
+"""shared anonymous memory: its pages come with mappings"""
+OBJECT_KIND_TMPFS: ObjectKind.ValueType  # 1
+"""a file in memory"""
+OBJECT_KIND_DISK: ObjectKind.ValueType  # 2
+"""a file on a disk"""
+Global___ObjectKind: _TypeAlias = ObjectKind  # noqa: Y015
+
 class _OwnershipState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -84,18 +107,23 @@ class Vma(_message.Message):
     SHARED_ID_FIELD_NUMBER: _builtins.int
     PGOFF_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
+    MADV_FIELD_NUMBER: _builtins.int
     start: _builtins.int
     end: _builtins.int
     prot: _builtins.int
     """PROT_READ 1, PROT_WRITE 2, PROT_EXEC 4"""
     flags: _builtins.int
-    """MAP_SHARED 1, MAP_PRIVATE 2, MAP_ANONYMOUS 0x20, MAP_GROWSDOWN 0x100"""
+    """MAP_SHARED 1, MAP_PRIVATE 2, MAP_ANONYMOUS 0x20, MAP_GROWSDOWN 0x100, MAP_LOCKED 0x2000;
+    MAP_HUGETLB 0x40000, with log2 of the page size from bit 26 on.
+    """
     shared_id: _builtins.int
     """the shared memory object behind it, 0 for private memory"""
     pgoff: _builtins.int
     """offset in that object, in pages"""
     name: _builtins.str
     """"[heap]", "[stack]" or a free label"""
+    madv: _builtins.int
+    """lasting advice: bit n stands for MADV_* number n, as in CRIU's images"""
     def __init__(
         self,
         *,
@@ -106,10 +134,11 @@ class Vma(_message.Message):
         shared_id: _builtins.int = ...,
         pgoff: _builtins.int = ...,
         name: _builtins.str = ...,
+        madv: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "flags", b"flags", "name", b"name", "pgoff", b"pgoff", "prot", b"prot", "shared_id", b"shared_id", "start", b"start"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "flags", b"flags", "madv", b"madv", "name", b"name", "pgoff", b"pgoff", "prot", b"prot", "shared_id", b"shared_id", "start", b"start"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -166,23 +195,36 @@ Global___Process: _TypeAlias = Process  # noqa: Y015
 
 @_typing.final
 class SharedObject(_message.Message):
-    """A shared anonymous memory object (shmem)."""
+    """A shared memory object, or a file of the task, mapped or not."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
     PAGES_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    LIVE_START_FIELD_NUMBER: _builtins.int
+    LIVE_PAGES_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     pages: _builtins.int
+    kind: Global___ObjectKind.ValueType
+    @_builtins.property
+    def live_start(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Files: every page that has content at this round's scan, by number, as runs."""
+
+    @_builtins.property
+    def live_pages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
         self,
         *,
         id: _builtins.int = ...,
         pages: _builtins.int = ...,
+        kind: Global___ObjectKind.ValueType = ...,
+        live_start: _abc.Iterable[_builtins.int] | None = ...,
+        live_pages: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "pages", b"pages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "kind", b"kind", "live_pages", b"live_pages", "live_start", b"live_start", "pages", b"pages"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -205,7 +247,9 @@ class RoundBegin(_message.Message):
     @_builtins.property
     def processes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Process]: ...
     @_builtins.property
-    def shared(self) -> _containers.RepeatedCompositeFieldContainer[Global___SharedObject]: ...
+    def shared(self) -> _containers.RepeatedCompositeFieldContainer[Global___SharedObject]:
+        """files in the order of their making"""
+
     def __init__(
         self,
         *,
@@ -264,12 +308,15 @@ class TransferFrame(_message.Message):
     END_FIELD_NUMBER: _builtins.int
     ZERO_START_FIELD_NUMBER: _builtins.int
     ZERO_PAGES_FIELD_NUMBER: _builtins.int
+    OBJECT_FIELD_NUMBER: _builtins.int
     PAGES_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     round: _builtins.int
     checksum: _builtins.int
     """XXH3-64 of fields 6, 7, 9, 10 (little-endian) and 15"""
     pid: _builtins.int
+    object: _builtins.int
+    """not 0: pages of this file, at offsets, not of a process"""
     pages: _builtins.bytes
     @_builtins.property
     def begin(self) -> Global___RoundBegin: ...
@@ -300,11 +347,12 @@ class TransferFrame(_message.Message):
         end: Global___RoundEnd | None = ...,
         zero_start: _abc.Iterable[_builtins.int] | None = ...,
         zero_pages: _abc.Iterable[_builtins.int] | None = ...,
+        object: _builtins.int = ...,
         pages: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin", "end", b"end"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin", "checksum", b"checksum", "end", b"end", "pages", b"pages", "pid", b"pid", "round", b"round", "run_pages", b"run_pages", "run_start", b"run_start", "sequence", b"sequence", "zero_pages", b"zero_pages", "zero_start", b"zero_start"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin", "checksum", b"checksum", "end", b"end", "object", b"object", "pages", b"pages", "pid", b"pid", "round", b"round", "run_pages", b"run_pages", "run_start", b"run_start", "sequence", b"sequence", "zero_pages", b"zero_pages", "zero_start", b"zero_start"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

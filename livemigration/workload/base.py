@@ -9,7 +9,7 @@ into slices of time at any points does the same things in the same order.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,6 +40,14 @@ class WorkloadError(ValueError):
     """A workload that cannot be built or run as asked; one line that says what to change."""
 
 
+class TaskFile(Protocol):
+    """A file of a task."""
+
+    @property
+    def object_id(self) -> int:
+        """Its object on this host's machine."""
+
+
 class Task(Protocol):
     """The part of a task that workloads use."""
 
@@ -50,6 +58,13 @@ class Task(Protocol):
     @property
     def processes(self) -> Mapping[int, Mm]:
         """Address spaces by process id; the root is 1."""
+
+    @property
+    def files(self) -> Sequence[TaskFile]:
+        """The files that it made, by number."""
+
+    def create_file(self, pages: int, /, *, on_disk: bool) -> int:
+        """A new file of so many empty pages; its number, which depends on history alone."""
 
     def fork(self, pid: int, /) -> int:
         """A copy-on-write child of ``pid``; its process id, which must depend on history alone."""

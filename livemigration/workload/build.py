@@ -8,11 +8,13 @@ from livemigration.workload.append_heap import AppendHeapWorkload
 from livemigration.workload.base import Setting, Workload
 from livemigration.workload.fork_cow import ForkCowWorkload
 from livemigration.workload.replay import TraceWorkload
+from livemigration.workload.script import ScriptWorkload
 from livemigration.workload.spec import (
     AppendHeapSpec,
     ForkCowSpec,
     IdleSpec,
     PhasedSpec,
+    ScriptSpec,
     SwapPressureSpec,
     TraceSpec,
     WorkloadSpec,
@@ -46,6 +48,8 @@ def build_workload(
             return ForkCowWorkload(spec, setting)
         case SwapPressureSpec():
             return SwapPressureWorkload(spec, setting)
+        case ScriptSpec():
+            return ScriptWorkload(spec, setting)
         case TraceSpec():
             return TraceWorkload(spec, setting)
         case _:

@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from livemigration.units import parse_rate, parse_size, parse_time_ns
+from livemigration.workload.script_text import parse_script
 
 _ANY_PAGE_SIZE = 4096  # a rate is well formed or not, whatever the page size
 
@@ -53,6 +54,18 @@ def _eights(size: int) -> int:
 def _tuple(value: object) -> object:
     """TOML and JSON have lists only."""
     return tuple(value) if isinstance(value, list) else value
+
+
+def _operations(text: str) -> str:
+    """A script whose lines are operations; sizes are looked at when the page size is known."""
+    parse_script(text, _ANY_PAGE_SIZE)
+    return text
+
+
+def _some_operations(text: str) -> str:
+    if not parse_script(text, _ANY_PAGE_SIZE):
+        raise ValueError('has no operation; write at least one, such as "write 0 0 16"')
+    return text
 
 
 def _not_empty(text: str) -> str:
@@ -265,6 +278,28 @@ class TraceSpec(ContentSpec):
     loop: bool = Field(True, description="begin again at its end")
 
 
+class ScriptSpec(ContentSpec):
+    """Operations on memory, listed one by one."""
+
+    kind: Literal["script"]
+    setup: Annotated[str, AfterValidator(_operations)] = Field(
+        "", description="operations before round 0, one a line"
+    )
+    script: Annotated[str, AfterValidator(_some_operations)] = Field(
+        description="operations while the task runs, one a line, again and again"
+    )
+    every: Duration = Field("1ms", description="time from one operation to the next")
+    write_size: WriteSize = Field(
+        64, description="bytes that an operation writes to each page, a multiple of 8"
+    )
+    loop: bool = Field(True, description="begin again at its end")
+
+    @property
+    def every_ns(self) -> int:
+        """Time between operations in nanoseconds."""
+        return parse_time_ns(self.every)
+
+
 MOST_CHILDREN = 8
 """Snapshot children of fork-cow alive at once."""
 
@@ -278,6 +313,7 @@ WorkloadSpec = Annotated[
     | AppendHeapSpec
     | ForkCowSpec
     | SwapPressureSpec
+    | ScriptSpec
     | TraceSpec,
     Field(discriminator="kind"),
 ]

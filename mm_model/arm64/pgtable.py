@@ -402,9 +402,9 @@ def pmd_mkhuge(pmd: Pte) -> Pte:
 
 
 @elementwise
-def pmd_leaf(pmd: Pte) -> Any:
+def pmd_leaf(arch: Arch, pmd: Pte) -> Any:
     """Whether an entry above the last level maps memory itself."""
-    return ((pmd & PMD_TABLE_BIT) == U0) & (pmd != U0)
+    return ((pmd & PMD_TABLE_BIT) == U0) & ((pmd & (PTE_VALID | arch.present_invalid)) != U0)
 
 
 @elementwise
@@ -429,6 +429,18 @@ pmd_wrprotect = pte_wrprotect
 pmd_mkdirty = pte_mkdirty
 pmd_mkwrite = pte_mkwrite
 pmd_mkyoung = pte_mkyoung
-pmd_swp_soft_dirty = pte_swp_soft_dirty
-pmd_swp_mksoft_dirty = pte_swp_mksoft_dirty
-pmd_swp_clear_soft_dirty = pte_swp_clear_soft_dirty
+
+
+@elementwise
+def pmd_swp_soft_dirty(arch: Arch, pmd: Pte) -> Any:
+    return (pmd & arch.pmd_swp_sd_test) != U0
+
+
+@elementwise
+def pmd_swp_mksoft_dirty(arch: Arch, pmd: Pte) -> Pte:
+    return pmd | arch.pmd_swp_sd_set
+
+
+@elementwise
+def pmd_swp_clear_soft_dirty(arch: Arch, pmd: Pte) -> Pte:
+    return pmd & ~arch.pmd_swp_sd_clear

@@ -1,7 +1,8 @@
 """The same operations on two models: the first place where they disagree.
 
 The first model is the reference. A page that is soft-dirty there and not in the second is *lost*
-by the second, the other way round it is *spurious*. An operation from which one of them never comes
+by the second, the other way round it is *spurious*; by pagemap, or by PAGEMAP_SCAN alone, which
+says otherwise of hugetlb memory. An operation from which one of them never comes
 back is *endless*. Other disagreements are in a result (return code) or in the state (present, swap,
 file or uffd-wp bits, mappings).
 """
@@ -15,7 +16,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from livemigration.operations import Op
 from mm_model import (
+    MAP_HUGETLB,
     PM_FILE,
     PM_PRESENT,
     PM_SOFT_DIRTY,
@@ -25,8 +28,7 @@ from mm_model import (
     ModelConfig,
     NotModelled,
 )
-from predump.conform.replay import Player
-from predump.conform.trace import Op
+from predump.conform.replay import Player, scan_soft_dirty
 
 LOST: Final = "lost"
 SPURIOUS: Final = "spurious"
@@ -35,6 +37,9 @@ RESULT: Final = "result"
 STATE: Final = "state"
 KINDS: Final = (LOST, SPURIOUS, ENDLESS, RESULT, STATE)
 
+SCAN_SOFT_DIRTY: Final = np.uint64(1 << 50)
+"""No bit of pagemap: PAGEMAP_SCAN calls the page soft-dirty."""
+_SOFT_DIRTY = PM_SOFT_DIRTY | SCAN_SOFT_DIRTY
 _COMPARED = PM_PRESENT | PM_SWAP | PM_FILE | PM_UFFD_WP | PM_SOFT_DIRTY
 
 Entries = NDArray[np.uint64]
@@ -79,10 +84,17 @@ class Side:
         return ["self"] if self.player.child is None else ["self", "child"]
 
     def entries(self, who: str, region: int) -> Entries:
-        """What pagemap shows of the region, without what may differ (PFN, exclusive)."""
+        """What pagemap shows of the region, without what may differ (PFN, exclusive).
+
+        Of hugetlb memory PAGEMAP_SCAN may say otherwise, so its word is there as well.
+        """
         player = self.player
-        npages = player.pages[region]
-        shown: Entries = player.task(who).pagemap(player.address(region), npages) & _COMPARED
+        mm, start, npages = player.task(who), player.address(region), player.pages[region]
+        shown: Entries = mm.pagemap(start, npages) & _COMPARED
+        stop = start + npages * player.page_size
+        huge = any(v.flags & MAP_HUGETLB and start <= v.start < stop for v in mm.vmas())
+        if huge and player.machine.profile.pagemap_scan:
+            shown[scan_soft_dirty(mm, start, npages)] |= SCAN_SOFT_DIRTY
         return shown
 
     def mappings(self, who: str) -> list[tuple[Any, ...]]:
@@ -150,8 +162,8 @@ def compare_sides(step: int, first: Side, second: Side) -> Finding | None:
                 continue
             page = int(np.flatnonzero(differing)[0])
             kind = STATE
-            if int(differing[page]) == int(PM_SOFT_DIRTY):
-                kind = LOST if one[page] & PM_SOFT_DIRTY else SPURIOUS
+            if not differing[page] & ~_SOFT_DIRTY:
+                kind = LOST if one[page] & differing[page] else SPURIOUS
             pages = int(np.count_nonzero(differing))
             words = bit_words(one[page]), bit_words(two[page])
             return Finding(step, kind, *words, who=who, region=region, page=page, pages=pages)
@@ -181,5 +193,6 @@ def bit_words(entry: np.uint64) -> str:
         (PM_FILE, "file"),
         (PM_UFFD_WP, "uffd-wp"),
         (PM_SOFT_DIRTY, "soft-dirty"),
+        (SCAN_SOFT_DIRTY, "soft-dirty by PAGEMAP_SCAN"),
     )
     return " ".join(name for bit, name in names if entry & bit) or "nothing"

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
+from livemigration.operations import Op
 from mm_model import ModelConfig
 from mm_model.hunks import hunk
 from predump.conform.descriptors import PORTABLE, page_words
 from predump.conform.differential import ENDLESS, LOST, RESULT, SPURIOUS, Finding, Side
-from predump.conform.trace import Op
 
 _FORCED = (
     "a forced write (FOLL_FORCE) to memory that the task may not write asks for the page again and "

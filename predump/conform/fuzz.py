@@ -1,7 +1,9 @@
 """The same random operations on a real kernel and on the model, until they differ.
 
 The first difference is shrunk to the shortest sequence that shows one of its kind, on the guest and
-in the model alike.
+in the model alike. A kernel is not always the same: what background threads do (kcompactd moves
+pages) may fall between an operation and the look at it. So a sequence that differs is run again;
+what the kernel does not show again is noted and does not end the run.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from livemigration.operations import Op
 from mm_model import ModelConfig
 from predump.conform.guest import Guest
 from predump.conform.initramfs import GuestError
@@ -20,9 +23,12 @@ from predump.conform.operations import Vocabulary, generate, themes_for
 from predump.conform.record import usable_on, with_snapshots
 from predump.conform.settings import build_config, settings_of
 from predump.conform.shrink import shrink
-from predump.conform.trace import Op, parse_scenario
+from predump.conform.trace import parse_scenario
 
 Mark = tuple[str, tuple[str, ...]]
+
+_AGAIN = 3
+"""How often a sequence that differed is run again."""
 
 
 @dataclass(slots=True)
@@ -31,6 +37,7 @@ class FuzzReport:
 
     ``operations``  verb -> how many were executed on both
     ``failed``      verb -> how many of them returned an error or met a signal, on both
+    ``unrepeated``  the first difference of each sequence that did not differ when it ran again
     ``script``      the shortest sequence that shows the difference; ``record`` the kernel's answer
     """
 
@@ -40,6 +47,7 @@ class FuzzReport:
     operations: Counter[str] = field(default_factory=Counter)
     failed: Counter[str] = field(default_factory=Counter)
     not_modelled: Counter[str] = field(default_factory=Counter)
+    unrepeated: list[Difference] = field(default_factory=list)
     found_in: str = ""
     script: tuple[Op, ...] = ()
     differences: list[Difference] = field(default_factory=list)
@@ -86,10 +94,15 @@ def fuzz(
         verdict, _ = _meet(guest, config, name, ops)
         report.add(verdict)
         on_sequence(report)
-        if verdict.differences:
-            report.found_in = name
-            _shrink(guest, config, ops, verdict, report)
-            break
+        if not verdict.differences:
+            continue
+        again = (_meet(guest, config, name, ops)[0] for _ in range(_AGAIN))
+        if not any(each.differences for each in again):
+            report.unrepeated.append(verdict.differences[0])
+            continue
+        report.found_in = name
+        _shrink(guest, config, ops, verdict, report)
+        break
     return report
 
 
@@ -116,7 +129,7 @@ def _shrink(
     steps = first.differences[0].step + 1
     report.script = shrink(ops[:steps] if shows(ops[:steps]) else ops, shows)
     verdict, report.record = _meet(guest, config, "shortest", report.script)
-    report.differences = verdict.differences
+    report.differences = verdict.differences or first.differences
 
 
 def mark(difference: Difference) -> Mark:

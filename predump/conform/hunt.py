@@ -7,14 +7,14 @@ time, whatever the machine, as long as it is given enough time.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
+from livemigration.operations import Op
 from mm_model import ModelConfig
 from predump.conform.differential import Finding, disagreements
 from predump.conform.operations import Vocabulary, generate
 from predump.conform.shrink import shrink
-from predump.conform.trace import Op
 
 _SEED_STRIDE = 1_000_003
 
@@ -35,10 +35,22 @@ class Shortest:
 
 @dataclass(slots=True)
 class Progress:
-    """How far a search is: sequences and operations run so far."""
+    """How far a search is: sequences and operations run so far, known disagreements passed over."""
 
     sequences: int = 0
     operations: int = 0
+    known: int = 0
+
+
+Mark = tuple[str, tuple[tuple[str, str], ...]]
+
+
+def mark(kind: str, ops: Iterable[Op]) -> Mark:
+    """What makes two disagreements the same: the harm, and the shortest sequence's operations.
+
+    Without their operands, but for kinds of mapping, protections and modes.
+    """
+    return kind, tuple((op.verb, op.kind or op.prot or op.mode) for op in ops)
 
 
 def sequences(seed: int, vocabulary: Vocabulary, limit: int) -> Iterator[tuple[Op, ...]]:
@@ -73,11 +85,13 @@ def search(
     limit: int = 1 << 40,
     seconds: float | None = None,
     progress: Progress | None = None,
+    known: Collection[Mark] = (),
     on_sequence: Callable[[Progress], None] = lambda progress: None,
 ) -> Shortest | None:
     """The first sequence on which the two disagree, or that one of them never ends, shrunk.
 
-    None if there is none among ``limit`` sequences or within ``seconds``.
+    What shrinks to one of ``known`` is passed over. None if there is no other among ``limit``
+    sequences or within ``seconds``.
     """
     progress = progress or Progress()
     end = None if seconds is None else time.monotonic() + seconds
@@ -93,6 +107,9 @@ def search(
             small, finding = shortest_of(
                 ops[: first.step + 1], first.kind, reference, other, blame_reference=True
             )
+            if mark(finding.kind, small) in known:
+                progress.known += 1
+                continue
             return Shortest(finding, small, progress.sequences, len(ops))
     return None
 
@@ -103,7 +120,7 @@ def search_kinds(
     *,
     vocabulary: Vocabulary,
     seed: int = 1,
-    limit: int = 300,
+    limit: int = 600,
     patience: int = 150,
 ) -> dict[str, Shortest]:
     """The shortest sequence for every harm that ``other`` does, among ``limit`` sequences.

@@ -23,7 +23,6 @@ from livemigration.spec import TaskSpec
 from livemigration.task import Task, model_config
 from livemigration.workload.build import build_workload
 from mm_model import Livelock, ModelConfig
-from mm_model.hunks import HUNKS, VARIANTS, Hunk
 from predump.conform.differential import ENDLESS, LOST, SPURIOUS, disagreements
 from predump.conform.operations import Theme, Vocabulary, generate, themes_for
 from predump.conform.settings import HUNK_NEEDS
@@ -69,11 +68,6 @@ class Row:
             if excess != Cell():
                 more[workload] = excess
         return more
-
-
-def modelled_hunks() -> tuple[Hunk, ...]:
-    """Hunks and variants that the model has, in the patch's order."""
-    return tuple(hunk for hunk in HUNKS + VARIANTS if hunk.modelled)
 
 
 def matrix(

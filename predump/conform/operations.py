@@ -12,12 +12,13 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Final
 
+from livemigration.operations import KINDS, MODEL_ONLY, OPERANDS, REGIONS, SPAN_VERBS, Op, parse_op
 from mm_model import Livelock, ModelConfig, NotModelled
 from predump.conform.replay import Player
-from predump.conform.trace import KINDS, OPERANDS, REGIONS, SPAN_VERBS, Op, parse_op
 
 PMD_PAGES: Final = 512
 _BASIC = "map 0 anon-private 4; write 0 0 4; "
+_FILE = "map 0 file-shared 4; write 0 0 4; "
 _HUGE = f"map 0 anon-private {PMD_PAGES}; write 0 0 {PMD_PAGES}; "
 
 _PROBES: Final[dict[str, str]] = {
@@ -35,6 +36,9 @@ _PROBES: Final[dict[str, str]] = {
     "thpsplit": _HUGE + f"thpsplit 0 0 {PMD_PAGES}",
     "uffd": _BASIC + "uffd 0 0 4",
     "uwp": _BASIC + "uffd 0 0 4; uwp 0 0 4 1",
+    "attach": _FILE + "attach 1 private 4 0",
+    "fwrite": _FILE + "fwrite 0 0 1",
+    "msync": _FILE + "msync 0 0 4",
     "remove": "map 0 anon-shared 4; write 0 0 4; remove 0 0 1",
     "cwrite": _BASIC + "fork; cwrite 0 0 1",
     "cread": _BASIC + "fork; cread 0 0 1",
@@ -70,8 +74,9 @@ class Vocabulary:
 
     @classmethod
     def everything(cls) -> Vocabulary:
-        """All that the script language has, for machines that are no model."""
-        return cls(frozenset({*OPERANDS, *SPAN_VERBS}), frozenset(KINDS))
+        """All that a program can ask for, for machines that are no model."""
+        verbs = frozenset({*OPERANDS, *SPAN_VERBS} - MODEL_ONLY)
+        return cls(verbs, frozenset(KINDS) - MODEL_ONLY)
 
     def without(self, *names: str) -> Vocabulary:
         """The same, less some verbs or kinds."""
@@ -134,6 +139,8 @@ class Theme:
     ``pages``  fewest and most pages of a region, a multiple of ``unit``
     ``block``  pages that belong together: half of the ranges cover whole blocks
     ``first``  lines before everything else
+    ``whole``  every range covers whole blocks
+    ``prot``   what all of it is protected to before anything is touched
     """
 
     name: str
@@ -146,6 +153,8 @@ class Theme:
     regions: int = 1
     first: tuple[str, ...] = ()
     advice: str = ""
+    whole: bool = False
+    prot: str = ""
 
 
 _ANON = ("anon-private",)
@@ -206,6 +215,17 @@ THEMES: Final = (
         block=16,
     ),
     Theme(
+        "hugetlb64k-read",
+        ("hugetlb64k-shared",),
+        {"mprotect": 40, "read": 24, "write": 24, "clear": 20, "mremap": 3},
+        needs=("hugetlb64k-shared",),
+        pages=(32, 64),
+        unit=16,
+        block=16,
+        whole=True,
+        prot="r",
+    ),
+    Theme(
         "hugetlb2m",
         ("hugetlb2m", "hugetlb2m-shared"),
         {"fork": 4, "cwrite": 4, "munmap": 2},
@@ -216,7 +236,17 @@ THEMES: Final = (
     ),
     Theme("uffd", _ANON, {"uffd": 4, "uwp": 10} | _SWAP, needs=("uwp",)),
     Theme("ksm", _ANON, {"ksm": 8, "unmerge": 3, "fill": 20}, needs=("ksm",)),
-    Theme("migrate", _ANON, {"compact": 8}, needs=("compact",)),
+    Theme("migrate", _ANON, _CARE | {"migrate": 10, "migrated": 4}, needs=("migrate",)),
+    Theme(
+        "migrate-thp",
+        _ANON,
+        {"migrate": 24, "migrated": 2, "clear": 24, "free": 5, "munmap": 2, "mremap": 4},
+        needs=("migrate", "hugepage"),
+        pages=(512, 1024),
+        unit=512,
+        block=512,
+        advice="hugepage",
+    ),
 )
 
 
@@ -279,6 +309,8 @@ class _Generator:
         self._ops.append(Op("map", 0, region=region, kind=kind, count=pages))
         if theme.advice:
             self._ops.append(Op(theme.advice, 0, region=region, count=pages))
+        if theme.prot:
+            self._ops.append(Op("mprotect", 0, region=region, count=pages, prot=theme.prot))
 
     def _count(self, room: int) -> int:
         few = 1 + self._below(3) if self._below(3) else 1 + self._below(room)
@@ -291,7 +323,7 @@ class _Generator:
         page = self._below(pages)
         count = self._count(pages - page)
         shape = self._below(4)
-        if shape == 0 or (block > 1 and shape == 1):
+        if shape == 0 or (block > 1 and shape == 1) or self._theme.whole:
             page = page // block * block if block > 1 else 0
             count = min(block, pages - page) if self._below(3) and block > 1 else pages - page
         return Op(verb, 0, region=region, page=page, count=count)
@@ -299,7 +331,7 @@ class _Generator:
     def _step(self) -> None:
         verb = self._verb()
         match verb:
-            case "clear" | "clear1" | "compact" | "unmerge":
+            case "clear" | "clear1" | "compact" | "unmerge" | "migrated":
                 self._ops.append(Op(verb, 0))
             case "fork" | "cexit" | "cclear":
                 self._forked = verb != "cexit"
@@ -359,7 +391,7 @@ def script(ops: Iterable[Op]) -> list[str]:
 def parse_script(text: str) -> tuple[Op, ...]:
     """The operations of a script, one a line or between semicolons; ``#`` starts a comment.
 
-    TraceError on a line that is no operation.
+    OperationError on a line that is no operation.
     """
     lines = [line.partition("#")[0] for line in text.splitlines()]
     parts = [part for line in lines for part in line.split(";") if part.strip()]

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from livemigration.operations import MODEL_ONLY, Op, OperationError, parse_op
 from predump.conform.guest import Guest, GuestInfo
 from predump.conform.operations import Vocabulary, generate, script, themes_for
-from predump.conform.trace import Op, TraceError, parse_op
+from predump.conform.trace import TraceError
 
 SNAPSHOTS: Final = ("snap", "csnap")
 _NAME_LIMIT: Final = 60
@@ -53,12 +54,20 @@ def read_script(path: Path) -> list[Request]:
             lines.append(line)
         else:
             try:
-                lines.append(parse_op(line).script())
-            except TraceError as error:
+                lines.append(_probed(parse_op(line)).script())
+            except OperationError as error:
                 raise TraceError(f"{where}: {error}") from error
     if not found:
         raise TraceError(f"{path}: has no scenario; `name X` starts one")
     return [Request(name, tuple(lines)) for name, lines in found.items()]
+
+
+def _probed(op: Op) -> Op:
+    """The operation, if the probe has it."""
+    for name in (op.verb, op.kind):
+        if name in MODEL_ONLY:
+            raise OperationError(f"{op.script()!r}: the probe has no {name!r}")
+    return op
 
 
 def _new_scenario(where: str, name: str, found: dict[str, list[str]]) -> list[str]:
@@ -88,6 +97,7 @@ def with_snapshots(ops: Iterable[Op]) -> tuple[str, ...]:
 
 def usable_on(guest: GuestInfo, vocabulary: Vocabulary) -> Vocabulary:
     """What of ``vocabulary`` makes sense on this guest: swap only where there is a device."""
+    vocabulary = vocabulary.without(*MODEL_ONLY & vocabulary.verbs)
     if guest.swap:
         return vocabulary
     return vocabulary.without("swapoff", "swapon", "pageout")

@@ -110,6 +110,9 @@ def fuzz_lines(report: FuzzReport, info: GuestInfo) -> Iterator[str]:
         yield from (f"  {number} {line}" for number, line in enumerate(script(report.script)))
         for difference in report.differences:
             yield from difference_lines(difference)
+    for difference in report.unrepeated:
+        yield "seen once, and not when the kernel ran the same again:"
+        yield from difference_lines(difference)
     total = sum(report.operations.values())
     model = settings_words(report.settings)
     made = f"{info.arch} {info.kernel}{'; model with ' + model if model else ''}"
@@ -137,6 +140,7 @@ def fuzz_json(report: FuzzReport, info: GuestInfo) -> dict[str, Any]:
         "failed": {verb: count for verb, count in report.failed.items() if count},
         "pages_compared": report.pages_compared,
         "not_modelled": dict(report.not_modelled),
+        "unrepeated": [asdict(difference) for difference in report.unrepeated],
         "found_in": report.found_in,
         "script": script(report.script),
         "differences": [asdict(difference) for difference in report.differences],

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Final
 
+from livemigration.operations import KINDS, OPERANDS, SPAN_VERBS, Op, OperationError, parse_op
 from mm_model import Livelock, ModelConfig, NotModelled
 from predump.conform.descriptors import entry_words
 from predump.conform.differential import bit_words
 from predump.conform.judge import vma_list
 from predump.conform.replay import NO_CHILD, Player
-from predump.conform.trace import KINDS, OPERANDS, SPAN_VERBS, Op, TraceError, parse_op
 from predump.render import WIDTH
 
 HELP: Final = """\
@@ -30,6 +30,7 @@ operations (REGION 0-7; PAGE and COUNT in pages):
   fill REGION PAGE COUNT BYTE   mprotect REGION PAGE COUNT none|r|rw
   mremap REGION PAGE COUNT TO_REGION [TO_PAGE]   (also mremap_dontunmap)
   mexpand REGION PAGE COUNT NEW_COUNT            uwp REGION PAGE COUNT 0|1
+  attach REGION private|shared COUNT TO_REGION   (maps the other region's file)
   mthp KIB always|never         thp always|madvise|never
   {bare}
 views: vmas, ptes [REGION [PAGE COUNT]], pagemap [REGION [PAGE COUNT]], stats, reset, help, quit"""
@@ -66,7 +67,7 @@ class Session:
         """An operation never ended: a real kernel would be gone now."""
 
     def run(self, line: str) -> list[str]:
-        """What ``line`` says; TraceError if it is neither an operation nor a view."""
+        """What ``line`` says; OperationError if it is neither an operation nor a view."""
         text = line.partition("#")[0].strip()
         if not text:
             return []
@@ -129,10 +130,10 @@ class Session:
     def _chosen(self, arguments: list[str]) -> Iterator[tuple[str, int, int, int]]:
         """Task, region, first page and end of what a view is asked for."""
         if not all(word.isdecimal() for word in arguments) or len(arguments) not in (0, 1, 3):
-            raise TraceError(f"{' '.join(arguments)!r}: write REGION, or REGION PAGE COUNT")
+            raise OperationError(f"{' '.join(arguments)!r}: write REGION, or REGION PAGE COUNT")
         numbers = [int(word) for word in arguments]
         if numbers and numbers[0] not in self._player.pages:
-            raise TraceError(f"region {numbers[0]}: nothing was ever mapped there")
+            raise OperationError(f"region {numbers[0]}: nothing was ever mapped there")
         for who in self._tasks():
             for region, npages in sorted(self._player.pages.items()):
                 if numbers and numbers[0] != region:
@@ -143,7 +144,7 @@ class Session:
 
     def _vmas(self, arguments: list[str]) -> Iterator[str]:
         if arguments:
-            raise TraceError("vmas: takes no operands")
+            raise OperationError("vmas: takes no operands")
         size = self._player.page_size
         for who in self._tasks():
             for vma in self._player.task(who).vmas():

@@ -40,7 +40,7 @@ def config_without(*names: str) -> ModelConfig:
     settings: dict[str, Any] = {"frames": FRAMES, "swap_slots": FRAMES}
     for name in names:
         settings |= HUNK_NEEDS.get(name, {})
-    known = {variant.name for variant in VARIANTS if variant.modelled}
+    known = {variant.name for variant in VARIANTS}
     if _MENDED in known and not any(name.startswith(_MENDING) for name in off):
         off.add(_MENDED)
     return ModelConfig(**settings, hunks_off=frozenset(off))

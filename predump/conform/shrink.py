@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from predump.conform.trace import Op
+from livemigration.operations import Op
 
 Ops = tuple[Op, ...]
 Shows = Callable[[Ops], bool]

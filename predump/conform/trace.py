@@ -8,7 +8,6 @@ docs/conform.md describes the format; this module knows nothing of the model.
 
 from __future__ import annotations
 
-import difflib
 import gzip
 import json
 import zlib
@@ -17,146 +16,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from livemigration.operations import Op, OperationError
+
 PAGE_FIELDS = ("present", "swap", "soft_dirty", "file", "uffd_wp")
 """Per page strings of '0' and '1' that every kernel shows through pagemap."""
 
+SCAN_FIELD = "scan_soft_dirty"
+"""PAGE_IS_SOFT_DIRTY of PAGEMAP_SCAN, where the kernel has it."""
 DESCRIPTOR_FIELDS = ("cont", "pte_write", "pte_dirty", "pte_sd", "pte_rdonly")
 """Per page strings that only the instrumented arm64 kernels show: bits of the PTE itself."""
 
 
-class TraceError(ValueError):
-    """A file that is no trace, or a line that is no operation; ``str()`` is one line."""
-
-
-@dataclass(frozen=True, slots=True)
-class Op:
-    """One operation of the script language; absent operands are 0 or empty, as ``verb`` needs."""
-
-    verb: str
-    rc: int
-    region: int = 0
-    page: int = 0
-    count: int = 0
-    kind: str = ""
-    """Kind of mapping (``map``)."""
-    value: int = 0
-    """Byte to fill with (``fill``), write-protect or not (``uwp``), size in KiB (``mthp``)."""
-    prot: str = ""
-    """``r``, ``rw`` or ``none`` (``mprotect``)."""
-    to_region: int = 0
-    to_page: int = 0
-    new_count: int = 0
-    mode: str = ""
-    """Setting written (``mthp``, ``thp``)."""
-
-    def script(self) -> str:
-        """The operation as a line of the script language."""
-        words = (str(getattr(self, name)) for name in OPERANDS.get(self.verb, _SPAN))
-        return " ".join((self.verb, *words))
-
-
-_SPAN: Final = ("region", "page", "count")
-_MOVE: Final = (*_SPAN, "to_region", "to_page")
-
-OPERANDS: Final[dict[str, tuple[str, ...]]] = {
-    "map": ("region", "kind", "count"),
-    "fill": (*_SPAN, "value"),
-    "mprotect": (*_SPAN, "prot"),
-    "mremap": _MOVE,
-    "mremap_dontunmap": _MOVE,
-    "mexpand": (*_SPAN, "new_count"),
-    "uwp": (*_SPAN, "value"),
-    "mthp": ("value", "mode"),
-    "thp": ("mode",),
-}
-"""The operands of each verb in the script's order, where they are not region, page and count."""
-
-for _verb in ("clear", "clear1", "cclear", "fork", "cexit", "swapoff", "swapon", "compact"):
-    OPERANDS[_verb] = ()
-OPERANDS["unmerge"] = ()
-
-SPAN_VERBS: Final = frozenset(
-    [
-        "remap",
-        "munmap",
-        "write",
-        "read",
-        "memwrite",
-        "memread",
-        "sysread",
-        "dontneed",
-        "free",
-        "cold",
-        "pageout",
-        "willneed",
-        "populate_read",
-        "populate_write",
-        "dontfork",
-        "wipeonfork",
-        "remove",
-        "collapse",
-        "hugepage",
-        "nohugepage",
-        "mlock",
-        "munlock",
-        "cwrite",
-        "cread",
-        "ksm",
-        "thpsplit",
-        "uffd",
-    ]
-)
-"""Verbs whose operands are region, page and count."""
-
-KINDS: Final = (
-    "anon-private",
-    "anon-shared",
-    "tmpfs-private",
-    "tmpfs-shared",
-    "hugetlb2m",
-    "hugetlb2m-shared",
-    "hugetlb64k",
-    "hugetlb64k-shared",
-)
-PROTECTIONS: Final = ("none", "r", "rw")
-_WORDS: Final = {"kind": KINDS, "prot": PROTECTIONS, "mode": ("always", "madvise", "never")}
-REGIONS: Final = 8
-"""Regions are 1 GiB apart; a scenario has at most this many."""
-
-
-def parse_op(line: str) -> Op:
-    """One line of the script language as an operation; TraceError if it is none."""
-    verb, *words = line.split()
-    if verb not in OPERANDS and verb not in SPAN_VERBS:
-        near = difflib.get_close_matches(verb, [*OPERANDS, *SPAN_VERBS], n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise TraceError(f"{line.strip()!r}: there is no operation {verb!r}{hint}")
-    names = OPERANDS.get(verb, _SPAN)
-    if verb in ("mremap", "mremap_dontunmap") and len(words) == len(names) - 1:
-        words.append("0")
-    if len(words) != len(names):
-        usage = " ".join((verb, *(name.upper() for name in names)))
-        raise TraceError(f"{line.strip()!r}: must be {usage}")
-    operands: dict[str, Any] = {}
-    for name, word in zip(names, words, strict=True):
-        operands[name] = _operand(line, name, word)
-    for name in ("region", "to_region"):
-        if operands.get(name, 0) >= REGIONS:
-            raise TraceError(f"{line.strip()!r}: regions are 0 to {REGIONS - 1}")
-    return Op(verb, 0, **operands)
-
-
-def _operand(line: str, name: str, word: str) -> str | int:
-    allowed = _WORDS.get(name)
-    if allowed is not None:
-        if word not in allowed:
-            raise TraceError(f"{line.strip()!r}: {name} must be one of {', '.join(allowed)}")
-        return word
-    # A count may be negative: the recorder's generator made such calls, too.
-    digits = word.removeprefix("-") if name == "count" else word
-    if not digits.isdecimal() or len(digits) > 9:
-        raise TraceError(f"{line.strip()!r}: {name} must be a number, not {word!r}")
-    return int(word)
+class TraceError(OperationError):
+    """A file that is no trace; ``str()`` is one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +119,9 @@ def _region(record: dict[str, Any]) -> RegionState:
     npages = len(record["present"])
     # The probe leaves a string out when it is all zeros.
     fields = {name: record.get(name, "0" * npages) for name in PAGE_FIELDS + DESCRIPTOR_FIELDS}
+    if record.get("scan_ok"):
+        # Left out where it is as in pagemap.
+        fields[SCAN_FIELD] = record.get(SCAN_FIELD, fields["soft_dirty"])
     short = [name for name, bits in fields.items() if len(bits) != npages]
     if short:
         raise ValueError(f"strings of unequal length: {short}")

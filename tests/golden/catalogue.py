@@ -16,7 +16,18 @@ from predump.conform.trace import Scenario, read_trace
 
 DATA_DIR = Path(__file__).resolve().parent.parent / "data" / "kernel-traces"
 
-MODELLED_KINDS = frozenset({"anon-private", "anon-shared", "tmpfs-private", "tmpfs-shared"})
+MODELLED_KINDS = frozenset(
+    {
+        "anon-private",
+        "anon-shared",
+        "tmpfs-private",
+        "tmpfs-shared",
+        "hugetlb2m",
+        "hugetlb2m-shared",
+        "hugetlb64k",
+        "hugetlb64k-shared",
+    }
+)
 
 MODELLED_VERBS = frozenset(
     {
@@ -67,7 +78,7 @@ MODELLED_VERBS = frozenset(
         "collapse",
     }
 )
-"""All that the script language has; hugetlb is missing among the kinds of mapping."""
+"""All that the script language has in the recordings."""
 
 
 def why_not_modelled(scenario: Scenario) -> str:
@@ -91,9 +102,6 @@ class Recording:
     hunks_off: frozenset[str] = frozenset()
     differs: int = 0
     """How many of those scenarios the complete patch would *not* meet: the hunk's effect."""
-    kernel_hunk: str = ""
-    """The hunk that was off in the kernel though none is in the model: it works only on large
-    folios or hugetlb, so the scenarios collected from this file must not feel it."""
 
     arch: str = "arm64"
 
@@ -102,17 +110,14 @@ class Recording:
         return self.file.removesuffix(".jsonl.gz")
 
 
-def hunk_off(
-    name: str, scenarios: int, *, differs: int, dbm: bool = True, modelled: bool = True
-) -> Recording:
+def hunk_off(name: str, scenarios: int, *, differs: int, dbm: bool = True) -> Recording:
     """A file of ``hunks-off/``: the kernel with the hunk ``name`` reverted."""
     return Recording(
         file=f"hunks-off/{name}{'' if dbm else '-no-dbm'}.jsonl.gz",
         scenarios=scenarios,
         dbm=dbm,
-        hunks_off=frozenset({name}) if modelled else frozenset(),
+        hunks_off=frozenset({name}),
         differs=differs,
-        kernel_hunk="" if modelled else name,
     )
 
 

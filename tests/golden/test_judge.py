@@ -8,13 +8,7 @@ import pytest
 
 from predump.conform.judge import Difference
 from predump.conform.report import difference_lines
-from predump.conform.trace import (
-    DESCRIPTOR_FIELDS,
-    PAGE_FIELDS,
-    RegionState,
-    Scenario,
-    VmaRecord,
-)
+from predump.conform.trace import DESCRIPTOR_FIELDS, PAGE_FIELDS, RegionState, Scenario, VmaRecord
 
 from .catalogue import Recording, load
 from .recordings import WHOLE

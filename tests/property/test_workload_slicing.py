@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from livemigration.workload.spec import WorkloadSpec
-from tests.unit.workload.harness import SECOND, make, memory_of, move, spec, start
+from tests.unit.workload.harness import KINDS, SECOND, make, memory_of, move, spec, start
 from tests.unit.workload.raw_traces import RECORDS, good_items, packed
 
 MEMORY = 512 * 1024
@@ -70,6 +70,19 @@ SPECS = {
         every=st.integers(10, 500),
         reads=st.integers(0, 40),
         protect_every=st.integers(0, 5),
+    ),
+    "script": st.fixed_dictionaries(
+        {
+            "kind": st.just("script"),
+            "setup": st.just(KINDS["script"]["setup"]),
+            "script": st.just(KINDS["script"]["script"]),
+        },
+        optional={
+            "every": st.integers(100_000, 10_000_000).map(lambda ns: f"{ns}ns"),
+            "write_size": SIZES,
+            "compressibility": SHARES,
+            "loop": st.booleans(),
+        },
     ),
 }
 CUTS = st.lists(st.integers(0, UNTIL), max_size=8).map(sorted)

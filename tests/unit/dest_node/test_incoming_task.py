@@ -22,6 +22,9 @@ from mm_model import (
     MADV_DONTNEED,
     MAP_ANONYMOUS,
     MAP_FIXED,
+    MAP_HUGE_SHIFT,
+    MAP_HUGETLB,
+    MAP_PRIVATE,
     MAP_SHARED,
     MREMAP_FIXED,
     MREMAP_MAYMOVE,
@@ -462,6 +465,28 @@ def test_rounds_of_soft_dirty_pages_end_equal_whatever_the_program_does(
     sender.task.release()
 
 
+@pytest.mark.parametrize("kind", [MAP_PRIVATE, MAP_SHARED])
+def test_huge_pages_arrive_in_the_final_round(sender: Sender, kind: int) -> None:
+    """They are mapped from the first round on, and filled when the task is frozen."""
+    tracker, incoming = Tracker(), receiver(sender)
+    start, size = 0x30_0000_0000, 64 << 10
+    flags = kind | MAP_ANONYMOUS | MAP_FIXED | MAP_HUGETLB | 16 << MAP_HUGE_SHIFT
+    sender.mm.mmap(start, 2 * size, RW, flags)
+    for value in (7, 8):
+        sender.mm.store_words(u64(start + 8 * value), u64(value))
+        final = value == 8
+        scan = tracker.scan(sender.task, first=value == 7, final=final)
+        sender.mm.clear_refs(4)
+        sent = {process.space.pid: process.send for process in scan.processes}
+        assert bool((sent[1] >= start).any()) == final
+        apply(incoming, sender.round(sent, final=final))
+    assert equal(sender, incoming)
+    here = incoming.task.processes[1]
+    assert [vma.flags & flags for vma in here.vmas()][-1] == flags & ~MAP_FIXED
+    assert here.hugetlb_pages == size // PAGE
+    assert here.load(start + 64, 1) == b"\x08"
+
+
 # -- proof and hand-over
 
 
@@ -548,3 +573,64 @@ def test_more_pages_than_this_host_has_room_for_are_refused(sender: Sender) -> N
         incoming.apply(whole.SerializeToString())
     assert incoming.sequence == 1
     incoming.give_up()
+
+
+# -- files of the task
+
+
+def file_begin(sender: Sender, *live: int, pages: int = 8) -> Frame:
+    """A round's begin that tells of a file on a disk, mapped shared and private."""
+    frame = sender.begin()
+    frame.begin.shared.add(
+        id=7,
+        pages=pages,
+        kind=common_pb2.OBJECT_KIND_DISK,
+        live_start=list(live),
+        live_pages=[1] * len(live),
+    )
+    for start, flags in ((page(100), MAP_SHARED), (page(200), MAP_PRIVATE)):
+        frame.begin.processes[0].vmas.add(
+            start=start, end=start + 8 * PAGE, prot=RW, flags=flags, shared_id=7
+        )
+    return frame
+
+
+def file_pages(sender: Sender, *numbers: int, object_id: int = 7) -> Frame:
+    """Pages of the file, each filled with its own number."""
+    frame = sender.frame(
+        object=object_id,
+        run_start=[number * PAGE for number in numbers],
+        run_pages=[1] * len(numbers),
+        pages=b"".join(bytes([number]) * PAGE for number in numbers),
+    )
+    frame.checksum = checksum(frame)
+    return frame
+
+
+def test_a_files_pages_show_in_all_its_mappings(sender: Sender, incoming: IncomingTask) -> None:
+    for frame in (file_begin(sender, 2, 5), file_pages(sender, 2, 5), sender.end(2)):
+        incoming.apply(frame.SerializeToString())
+    mm = incoming.task.processes[1]
+    for first in (100, 200):
+        assert mm.peek(page(first + 5), PAGE) == bytes([5]) * PAGE
+        assert mm.peek(page(first + 4), PAGE) == bytes(PAGE)
+    (file,) = incoming.task.files
+    assert (file.pages, file.on_disk) == (8, True)
+    for frame in (file_begin(sender, 2), sender.end(0)):
+        incoming.apply(frame.SerializeToString())
+    assert mm.peek(page(205), PAGE) == bytes(PAGE)  # a hole at the source by now
+    assert mm.peek(page(102), PAGE) == bytes([2]) * PAGE
+    assert len(incoming.task.files) == 1
+
+
+def test_frames_of_files_that_do_not_fit_are_refused(
+    sender: Sender, incoming: IncomingTask
+) -> None:
+    odd = file_begin(sender, 1)
+    del odd.begin.shared[0].live_pages[:]
+    assert "columns of different lengths" in refusal(incoming, odd)
+    sender.sequence -= 1
+    incoming.apply(file_begin(sender, 1).SerializeToString())
+    assert "is for file 9, unknown here" in refusal(incoming, file_pages(sender, 1, object_id=9))
+    sender.sequence -= 1
+    assert "has no page 8" in refusal(incoming, file_pages(sender, 8))

@@ -16,14 +16,23 @@ from livemigration.layout import (
     areas,
     describe,
     from_proto,
+    huge_objects,
     reconcile,
+    restore_advice,
     to_proto,
 )
 from livemigration.v1 import common_pb2
 from mm_model import (
+    MADV_DONTFORK,
+    MADV_HUGEPAGE,
+    MADV_MERGEABLE,
+    MADV_NOHUGEPAGE,
+    MADV_WIPEONFORK,
     MAP_ANONYMOUS,
     MAP_FIXED,
     MAP_GROWSDOWN,
+    MAP_HUGE_SHIFT,
+    MAP_HUGETLB,
     MAP_PRIVATE,
     MAP_SHARED,
     PROT_NONE,
@@ -240,3 +249,66 @@ def test_any_address_space_can_become_any_other(before: list[str], after: list[s
             offset = {(v.pgoff - (v.start - BASE) // PAGE)}
             assert offset <= {0, 1}
     assert content(mm, *kept) == [n + 1 for n in kept]
+
+
+class TestHugetlb:
+    HUGE = PRIVATE | MAP_HUGETLB | 16 << MAP_HUGE_SHIFT
+
+    def test_mappings_travel_with_the_size_of_their_pages(self) -> None:
+        mm = machine().create_mm()
+        wanted = space(vma(0, 32, flags=self.HUGE), vma(32, 40))
+        reconcile(mm, from_proto(to_proto(wanted)), {})
+        assert [(v.start, v.end, v.flags) for v in mm.vmas()] == [
+            (BASE, BASE + 32 * PAGE, self.HUGE),
+            (BASE + 32 * PAGE, BASE + 40 * PAGE, PRIVATE),
+        ]
+        page = np.full(PAGE, 7, np.uint8)
+        mm.install(np.array([BASE + PAGE], np.uint64), page)
+        assert mm.hugetlb_pages == 16
+        assert mm.load(BASE + PAGE, 1) == b"\x07"
+
+    def test_a_huge_page_goes_whole_where_a_part_becomes_other_memory(self) -> None:
+        mm = machine().create_mm()
+        reconcile(mm, space(vma(0, 48, flags=self.HUGE)), {})
+        mm.touch_write(np.arange(BASE, BASE + 48 * PAGE, PAGE, dtype=np.uint64))
+        reconcile(mm, space(vma(0, 16, flags=self.HUGE), vma(20, 24)), {})
+        assert mm.hugetlb_pages == 16
+        assert [(v.start - BASE) // PAGE for v in mm.vmas()] == [0, 20]
+        reconcile(mm, space(vma(0, 8)), {})
+        assert mm.machine.used_frames == 0
+
+    def test_objects_of_huge_pages_are_known_by_their_mappings(self) -> None:
+        shared = MAP_SHARED | MAP_ANONYMOUS | MAP_HUGETLB | 21 << MAP_HUGE_SHIFT
+        spaces = [space(vma(0, 512, flags=shared, shared_id=3), vma(600, 601, shared_id=4))]
+        assert huge_objects(spaces) == {3: 2 << 20}
+
+    @pytest.mark.parametrize(("size", "end"), [(16, 8), (17, 32), (63, 32)])
+    def test_sizes_and_borders_that_cannot_be_are_refused(self, size: int, end: int) -> None:
+        bad = PRIVATE | MAP_HUGETLB | size << MAP_HUGE_SHIFT
+        with pytest.raises(DamagedFrame):
+            reconcile(machine().create_mm(), space(vma(0, end, flags=bad)), {})
+
+
+LASTING = (MADV_DONTFORK, MADV_HUGEPAGE, MADV_MERGEABLE, MADV_NOHUGEPAGE, MADV_WIPEONFORK)
+
+
+def test_advice_and_locks_travel_and_are_given_at_the_end() -> None:
+    there = machine().create_mm()
+    for k, advice in enumerate(LASTING):
+        there.mmap(BASE + 2 * k * PAGE, PAGE, RW, PRIVATE | MAP_FIXED)
+        there.madvise(BASE + 2 * k * PAGE, PAGE, advice)
+    there.mlock(BASE, PAGE)
+    sent = from_proto(to_proto(describe(1, 0, there)))
+    here = machine().create_mm()
+    reconcile(here, sent, {})
+    assert all(not v.advice and not v.locked for v in here.vmas())
+    restore_advice(here, sent)
+    assert [v.advice for v in here.vmas()] == [1 << advice for advice in LASTING]
+    assert [v.locked for v in here.vmas()] == [True, False, False, False, False]
+
+
+def test_advice_that_there_is_not_is_refused() -> None:
+    here = machine().create_mm()
+    reconcile(here, space(vma(0, 2)), {})
+    with pytest.raises(DamagedFrame, match="VMA 0x1000000000: madvise: unknown advice 40"):
+        restore_advice(here, space(vma(0, 2, advice=1 << 40)))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from livemigration.packing import pack, zero_pages
+from livemigration.packing import pack_from, zero_pages
 from livemigration.runs import to_runs
 from mm_model import (
     MADV_DONTNEED,
@@ -62,7 +62,7 @@ def test_every_page_asked_for_is_bytes_or_zeros_or_not_there(
     mm = address_space(page_size, values)
     if swapped:
         mm.madvise(BASE, PAGES * page_size, MADV_PAGEOUT)
-    packing = pack(mm, addresses_of(sorted(asked), page_size))
+    packing = pack_from(mm, addresses_of(sorted(asked), page_size))
 
     there = addresses_of([n for n in sorted(asked) if values[n] is not None], page_size)
     full = addresses_of([n for n in sorted(asked) if values[n]], page_size)
@@ -83,7 +83,7 @@ def test_every_page_asked_for_is_bytes_or_zeros_or_not_there(
 def test_pages_given_back_since_they_were_noted_are_left_out() -> None:
     mm = address_space(4096, [7] * PAGES)
     mm.madvise(BASE + 2 * 4096, 4096, MADV_DONTNEED)
-    packing = pack(mm, addresses_of(range(4), 4096))
+    packing = pack_from(mm, addresses_of(range(4), 4096))
     assert packing.addresses.tolist() == addresses_of([0, 1, 3], 4096).tolist()
     assert packing.run_pages.tolist() == [2, 1]
 

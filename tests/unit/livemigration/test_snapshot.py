@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import xxhash
 
-from livemigration.snapshot import digest_task, live_pages, nonzero_pages
+from livemigration.snapshot import digest_task, live_pages, nonzero_pages, own_pages
 from livemigration.task import Task
 from mm_model import (
     MADV_PAGEOUT,
@@ -167,3 +167,32 @@ def test_a_task_without_memory_has_a_digest_too() -> None:
     empty = Task(Machine(ModelConfig(frames=8)))
     assert digest_task(empty).pages == 0
     assert digest(empty) != digest(task())
+
+
+def test_files_count_mapped_or_not() -> None:
+    made, other = task(), task()
+    for each in (made, other):
+        each.create_file(4, on_disk=True)
+    assert digest(made) == digest(other)
+    made.machine.file_write(made.files[0].object_id, PAGE, b"x")
+    assert digest(made) != digest(other)
+    other.machine.file_write(other.files[0].object_id, PAGE, b"x")
+    assert digest(made) == digest(other)
+    other.machine.file_write(other.files[0].object_id, 2 * PAGE, bytes(8))  # zeros in a hole
+    assert digest(made) == digest(other)
+    other.create_file(4, on_disk=False)
+    assert digest(made) != digest(other)
+
+
+def test_what_is_the_files_is_not_the_process_own() -> None:
+    made = task()
+    made.create_file(4, on_disk=True)
+    object_id = made.files[0].object_id
+    made.machine.file_write(object_id, 0, b"x" * (4 * PAGE))
+    mm = made.processes[1]
+    mm.mmap(BASE + 16 * PAGE, 4 * PAGE, RW, MAP_SHARED | MAP_FIXED, shared_id=object_id)
+    mm.mmap(BASE + 24 * PAGE, 4 * PAGE, RW, MAP_PRIVATE | MAP_FIXED, shared_id=object_id)
+    mm.touch(np.array([BASE + 16 * PAGE, BASE + 24 * PAGE], np.uint64))
+    write(made, 17, 26)
+    assert numbers(own_pages(made, 1)[0]) == [1, 2, 5, 26]
+    assert numbers(live_pages(mm)[0]) == [1, 2, 5, 16, 17, 18, 19, 24, 25, 26, 27]

@@ -72,6 +72,10 @@ def test_a_migration_needs_nothing() -> None:
             "kernel": {"profile": "6.1"},
         },
         {"workload": {"kind": "trace", "file": "a.msgpack"}, "source": {"images": "dump"}},
+        {
+            "workload": {"kind": "script", "setup": "map 0 anon-private 1cont", "script": "fork"},
+            "thp": {"enabled": "always", "hugepages": {"64kB": "madvise", "16kB": "never"}},
+        },
     ],
 )
 def test_a_task_is_the_same_after_a_trip_over_the_wire(task: dict[str, Any]) -> None:
@@ -193,15 +197,66 @@ def test_hunks_may_be_one_text_with_commas() -> None:
             "write a multiple of the page size",
         ),
         (
-            {"hunks": {"off": "pmd_swp_soft_dirty"}},
-            "hunks.off: hunk 'pmd_swp_soft_dirty': pmd_swp_soft_dirty() in "
-            "arch/arm64/include/asm/pgtable.h is not modelled yet",
-        ),
-        (
             {"hunks": {"off": ["ptep_set_acess_flags"]}},
             "hunks.off: unknown hunk 'ptep_set_acess_flags'; did you mean 'ptep_set_access_flags'?",
         ),
         ({"hunks": {"off": 3}}, "hunks.off: must be a list, not 3"),
+        (
+            {"thp": {"enabled": "sometimes"}},
+            "thp.enabled: 'sometimes' is not allowed; allowed: 'always', 'madvise' or 'never'",
+        ),
+        ({"thp": {"enbled": "never"}}, "thp.enbled: unknown key 'enbled'; did you mean 'enabled'?"),
+        ({"thp": {"hugepages": "64kB"}}, "thp.hugepages: must be a table, not '64kB'"),
+        (
+            {"thp": {"hugepages": {"64KiB": "always"}}},
+            "thp.hugepages: '64KiB' is not a size as the kernel writes it, such as 64kB",
+        ),
+        (
+            {"thp": {"hugepages": {"64kB": "always", "cont": "always"}}},
+            "thp: hugepages: cont is one of the sizes that are given as well",
+        ),
+        (
+            {"thp": {"hugepages": {"64kB": "on"}}},
+            "thp.hugepages.64kB: 'on' is not allowed; allowed: 'always', 'madvise' or 'never'",
+        ),
+        (
+            {"thp": {"hugepages": {"8kB": "always"}}},
+            "thp: hugepages: there are no folios of 8kB with pages of 4096 bytes; there are "
+            "16kB, 32kB, 64kB, 128kB, 256kB, 512kB, 1024kB",
+        ),
+        (
+            {"thp": {"hugepages": {"64kB": "always"}}, "kernel": {"profile": "6.1"}},
+            'thp: hugepages: profile "6.1" has no sizes but PMD; write "6.12" or "seed"',
+        ),
+        (
+            {"workload": {"kind": "script", "script": "read 0 0 1\nwirte 0 0 1"}},
+            "workload.script: line 2: 'wirte 0 0 1': there is no operation 'wirte'; "
+            "did you mean 'write'?",
+        ),
+        (
+            {"workload": {"kind": "script", "script": "# nothing"}},
+            'workload.script: has no operation; write at least one, such as "write 0 0 16"',
+        ),
+        (
+            {
+                "workload": {
+                    "kind": "script",
+                    "setup": "map 0 anon-private 1pmd",
+                    "script": "fork",
+                },
+                "memory": "1MiB",
+            },
+            "workload: the script's regions have 2MiB together, more than memory = 1MiB; write at "
+            "least that",
+        ),
+        (
+            {"workload": {"kind": "script", "script": "read 0 0 4KiB"}, "page_size": 16384},
+            "workload: script: line 1: 4KiB is not a whole number of pages of 16KiB",
+        ),
+        (
+            {"workload": {"kind": "script", "script": "read 0 0 1", "every": "0s"}},
+            "workload.every: '0s' is no time at all; write a duration like \"500ms\"",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_task_is_said_in_one_line(change: dict[str, Any], line: str) -> None:
@@ -289,3 +344,9 @@ def test_every_key_has_a_description() -> None:
         if not field.description and name != "kind"
     ]
     assert missing == []
+
+
+@pytest.mark.parametrize(("page_size", "kilobytes"), [(4096, 64), (16384, 2048), (65536, 2048)])
+def test_folios_as_large_as_a_contiguous_block_have_a_name(page_size: int, kilobytes: int) -> None:
+    task = {"workload": ZIPF, "page_size": page_size, "thp": {"hugepages": {"cont": "always"}}}
+    assert TaskSpec.from_struct(task).thp.sizes(page_size) == ((kilobytes, "always"),)

@@ -23,9 +23,13 @@ from mm_model import (
     MmError,
     ModelConfig,
 )
+from mm_model.arm64.contpte import get_and_clear_full_ptes
+from mm_model.pagewalk import walk
+from mm_model.state import PGD
 
 BASE = 0x10_0000_0000
 CONT = np.uint64(1 << 52)
+DIRTY, SOFT_DIRTY = 1 << 55, 1 << 63
 RW = PROT_READ | PROT_WRITE
 # page size, pages of one contiguous block
 BLOCKS = [(4096, 16), (16384, 128), (65536, 32)]
@@ -167,3 +171,19 @@ def test_only_one_variant_at_a_time() -> None:
     both = frozenset({"contpte-access-flags-fixed", "contpte-access-flags-mask-only"})
     with pytest.raises(ValueError, match="only one of the contpte-access-flags variants"):
         Machine(ModelConfig(frames=8, hunks_off=both))
+
+
+@pytest.mark.parametrize(("page_size", "block"), BLOCKS)
+def test_gathering_dirty_bits_at_unmap_does_not_invent_soft_dirty(
+    page_size: int, block: int
+) -> None:
+    """Nobody reads the answer's soft-dirty bit, so that recordings show this hunk neutral."""
+
+    def gathered(**settings: object) -> int:
+        machine, mm = mapped(page_size, block, **settings)
+        mm.clear_refs()
+        first = walk(machine.arch, machine.phys, mm.space.regs[PGD], np.uint64(BASE))
+        return int(get_and_clear_full_ptes(machine.arch, machine.phys, first, block))
+
+    assert gathered() & DIRTY and not gathered() & SOFT_DIRTY
+    assert gathered(hunks_off=frozenset({"get_and_clear_full_ptes"})) & SOFT_DIRTY

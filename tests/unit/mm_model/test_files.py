@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -12,6 +14,7 @@ from mm_model import (
     MADV_REMOVE,
     MADV_WILLNEED,
     MAP_ANONYMOUS,
+    MAP_FIXED,
     MAP_PRIVATE,
     MAP_SHARED,
     PM_FILE,
@@ -28,6 +31,7 @@ from mm_model import (
 )
 
 PAGE = 4096
+BASE = 0x10_0000_0000
 RW = PROT_READ | PROT_WRITE
 ARCHES = pytest.mark.parametrize("arch", ["arm64", "x86_64"])
 
@@ -207,3 +211,57 @@ def test_beyond_the_end_of_the_file_is_sigbus_and_closing_frees_everything() -> 
     assert machine.used_frames == 0
     with pytest.raises(MmError):
         machine.file_read(file, 0, 1)
+
+
+# --- objects from outside of all processes ---
+
+
+def stored(machine: Machine, made: int, *pages: int) -> None:
+    """Each page filled with its own number."""
+    where = np.array(pages, np.int64)
+    machine.install_object(made, where, np.repeat(where.astype(np.uint8), PAGE))
+
+
+@pytest.mark.parametrize("disk", [True, False])
+def test_pages_put_into_an_object_show_in_every_mapping(disk: bool) -> None:
+    machine = Machine(ModelConfig(frames=64, swap_slots=64))
+    made = machine.create_file(4) if disk else machine.create_shared(4, keep=True)
+    assert machine.object_frames(made).tolist() == [-1] * 4
+    mm = machine.create_mm()
+    mm.mmap(BASE, 4 * PAGE, RW, MAP_SHARED | MAP_FIXED, shared_id=made)
+    stored(machine, made, 1, 3)
+    assert mm.peek(BASE + PAGE, PAGE) == bytes([1]) * PAGE
+    assert mm.peek(BASE + 3 * PAGE, PAGE) == bytes([3]) * PAGE
+    rows = machine.object_frames(made)
+    assert (rows > 0).tolist() == [False, True, False, True]
+    assert rows.tolist() == [-1 if row < 0 else row for row in mm.frames(BASE, 4).tolist()]
+    before = machine.phys.version[rows[1]]
+    stored(machine, made, 1)
+    assert machine.phys.version[rows[1]] == before  # the same bytes are no change
+
+
+def test_an_objects_pages_are_found_on_swap_and_on_disk() -> None:
+    machine = Machine(ModelConfig(frames=64, swap_slots=64))
+    shmem, file = machine.create_shared(2, keep=True), machine.create_file(2)
+    for made in (shmem, file):
+        stored(machine, made, 1)
+    mm = machine.create_mm()
+    mm.mmap(BASE, 2 * PAGE, RW, MAP_SHARED | MAP_FIXED, shared_id=shmem)
+    mm.touch(np.array([BASE + PAGE], np.uint64))
+    mm.madvise(BASE, 2 * PAGE, MADV_PAGEOUT)
+    assert machine.used_swap_slots == 1
+    machine.sync_file(file)
+    machine.drop_caches()
+    for made in (shmem, file):
+        row = int(machine.object_frames(made)[1])
+        assert machine.content[row].tobytes() == bytes([1]) * PAGE
+
+
+def test_an_object_has_an_end() -> None:
+    machine = Machine(ModelConfig(frames=64))
+    made = machine.create_file(2)
+    with pytest.raises(MmError) as refused:
+        stored(machine, made, 2)
+    assert refused.value.errno == errno.EFBIG
+    with pytest.raises(ValueError, match="one page for each number"):
+        machine.install_object(made, np.array([0, 1]), np.zeros(PAGE, np.uint8))

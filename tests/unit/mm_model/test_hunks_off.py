@@ -1,4 +1,4 @@
-"""Each hunk of the patch that is modelled, switched off: what is then lost, spurious, or hangs.
+"""Each hunk of the patch, switched off: what is then lost, spurious, or hangs.
 
 Every case tells one story twice, with the whole patch and without the hunk. ``written`` is what
 the story really changed since clear_refs; the report is pagemap's soft-dirty row.
@@ -20,7 +20,6 @@ from mm_model import (
     Livelock,
     Machine,
     ModelConfig,
-    NotModelled,
 )
 from tests.unit.mm_model.kernel_box import (
     BASE,
@@ -144,7 +143,7 @@ def test_content_is_the_same_whichever_hunk_is_off() -> None:
         region = write_swap_and_read(make_machine(off=off))
         return [region.word(page) for page in range(4)]
 
-    names = [hunk.name for hunk in HUNKS if hunk.modelled]
+    names = [hunk.name for hunk in HUNKS]
     assert {tuple(content(off)) for off in ([], names, *([name] for name in names))} == {
         (1, 0x5EED, 0x5EED, 1)
     }
@@ -221,11 +220,6 @@ class TestNames:
             assert hunk.function
             assert hunk.protects
 
-    @pytest.mark.parametrize("name", [hunk.name for hunk in HUNKS if not hunk.modelled])
-    def test_one_that_is_not_modelled_says_so(self, name: str) -> None:
-        with pytest.raises(NotModelled, match=f"hunk '{name}'.* is not modelled yet"):
-            ModelConfig(hunks_off=frozenset({name}))
-
     @pytest.mark.parametrize(
         ("wrong", "near"),
         [
@@ -243,6 +237,6 @@ class TestNames:
         assert near is None or f"{near!r}?" in str(caught.value)
         assert "\n" not in str(caught.value)
 
-    @pytest.mark.parametrize("name", [hunk.name for hunk in HUNKS if hunk.modelled])
-    def test_one_that_is_modelled_can_be_switched_off(self, name: str) -> None:
+    @pytest.mark.parametrize("name", [hunk.name for hunk in HUNKS])
+    def test_every_one_can_be_switched_off(self, name: str) -> None:
         assert ModelConfig(hunks_off=frozenset({name})).hunks_off == {name}

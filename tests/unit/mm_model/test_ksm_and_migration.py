@@ -254,3 +254,37 @@ def test_compaction_moves_everything_and_nobody_notices(kind: int) -> None:
     child.exit()
     mm.exit()
     assert machine.used_frames == 0
+
+
+# --- content stamps over a merge ---
+
+
+def test_merging_changes_no_content_and_the_stamps_can_be_told_to_be_equal() -> None:
+    machine, mm = make()
+    fill(mm, 7, 0, 1, 2)
+    fill(mm, 9, 3)
+    before = mm.versions(BASE, 5)
+    assert len(set(before.tolist())) == 5  # the last one is a hole: 0
+    merge(machine, mm)
+    now = mm.versions(BASE, 5)
+    assert len(set(now[:3].tolist())) == 1 and now[3] == before[3]
+    assert (machine.same_content(now) == machine.same_content(before)).all()
+    fill(mm, 8, 1)
+    changed = machine.same_content(mm.versions(BASE, 5)) != machine.same_content(before)
+    assert np.flatnonzero(changed).tolist() == [1]
+    fill(mm, 8, 2)
+    merge(machine, mm)
+    later = machine.same_content(mm.versions(BASE, 5))
+    assert later[1] == later[2] != later[0]
+
+
+def test_a_page_of_zeros_that_was_written_counts_as_zeros_when_it_merged_with_such() -> None:
+    machine, mm = make()
+    fill(mm, 1, 0, 1)
+    fill(mm, 0, 0)
+    mm.touch_write(at(2))
+    before = mm.versions(BASE, 3)
+    assert before[0] != 0 == before[2]
+    merge(machine, mm)
+    assert mm.frames(BASE, 3)[0] == mm.frames(BASE, 3)[2]
+    assert machine.same_content(before).tolist() == [0, before[1], 0]

@@ -1,4 +1,4 @@
-"""Where kernel profiles differ on base pages. Found by `predump conform fuzz` on Debian's 6.1."""
+"""Where kernel profiles differ. Found by `predump conform fuzz` on Debian's 6.1."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import signal
 import pytest
 
 from mm_model import ModelConfig
+from mm_model.state import LARGE_FOLIOS
 from predump.conform.operations import parse_script
 from predump.conform.replay import Player
 
 
-def run(kernel: str, text: str) -> tuple[list[int], Player]:
+def run(kernel: str, text: str, frames: int = 256) -> tuple[list[int], Player]:
     """The results of a script on a machine with this profile, and the machine."""
-    player = Player(ModelConfig(frames=256, swap_slots=256, kernel=kernel))
+    player = Player(ModelConfig(frames=frames, swap_slots=256, kernel=kernel))
     return [player.execute(op) for op in parse_script(text)], player
 
 
@@ -89,3 +90,14 @@ def test_ksm_does_not_find_pages_that_may_not_be_accessed_in_6_1(
     results, player = run(kernel, text)
     assert results == [0] * 5
     assert player.show("self", 0, descriptors=False).fields["soft_dirty"] == soft_dirty
+
+
+@pytest.mark.parametrize(("kernel", "huge"), [("6.1", 512), ("6.12", 0)])
+def test_debugfs_does_not_split_what_may_not_be_accessed_in_6_1(kernel: str, huge: int) -> None:
+    """Found by fuzzing: 6.1 splits no folio there, and so makes nothing of it soft-dirty."""
+    text = "map 0 anon-private 512; hugepage 0 0 512; write 0 0 1; clear; mprotect 0 0 512 none; "
+    results, player = run(kernel, text + "thpsplit 0 0 1", frames=4096)
+    assert results == [0] * 6
+    assert int(player.machine.phys.ctr[LARGE_FOLIOS]) * 512 == huge
+    shown = player.show("self", 0, descriptors=False).fields["soft_dirty"]
+    assert kernel != "6.1" or shown == 512 * "0"

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from livemigration.operations import OperationError, parse_op
+from mm_model import ModelConfig
 from predump.cli import app
+from predump.conform.judge import judge
 from predump.conform.settings import SettingError, parse_settings, profile_of, settings_of
-from predump.conform.trace import TraceError, completed, parse_op, read_trace
+from predump.conform.trace import completed, parse_scenario, read_trace
 
 RECORDED = Path(__file__).parents[2] / "data" / "kernel-traces"
 
@@ -262,7 +266,7 @@ def test_second_operand_of_a_move_may_be_left_out() -> None:
     ],
 )
 def test_line_that_is_no_operation_is_refused(line: str, complaint: str) -> None:
-    with pytest.raises(TraceError) as refused:
+    with pytest.raises(OperationError) as refused:
         parse_op(line)
     assert str(refused.value).startswith(complaint)
 
@@ -282,3 +286,25 @@ def test_operation_that_hung_comes_from_the_record_or_from_the_same_script(tmp_p
     hung = read_trace(noted)["one"].hung
     assert hung is not None
     assert hung.script() == "write 0 1 2"
+
+
+@pytest.mark.parametrize(("verb", "agrees"), [("write", True), ("read", False)])
+def test_pages_that_the_kernel_moved_move_in_the_model(verb: str, agrees: bool) -> None:
+    """Compaction made a dirty page soft-dirty; it cannot have done so with a clean one."""
+    ops = [
+        {"op": "map", "r": 0, "kind": "anon-private", "n": 2, "rc": 0},
+        {"op": verb, "r": 0, "i": 0, "n": 2, "rc": 0},
+        {"op": "clear", "rc": 0},
+        {"op": "compact", "rc": 0},
+    ]
+    shown = {"present": "11", "swap": "00", "soft_dirty": "01", "vmas": [[0, 2, "rw-p", 0, ""]]}
+    scenario = parse_scenario(
+        {
+            "name": "moved", "arch": "x86_64", "kernel": "6.1.0", "page_size": 4096, "ops": ops,
+            "snaps": [{"after": 3, "who": "self", "regions": {"0": shown}}],
+        }
+    )  # fmt: skip
+    config = ModelConfig(frames=64, arch="x86_64", kernel="6.1")
+    assert judge(scenario, config).agrees is agrees
+    without_compaction = replace(scenario, ops=(*scenario.ops[:3], scenario.ops[2]))
+    assert not judge(without_compaction, config).agrees

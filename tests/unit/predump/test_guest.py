@@ -11,11 +11,14 @@ import shutil
 import stat
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from livemigration.operations import MODEL_ONLY, OPERANDS, SPAN_VERBS, parse_op
 from predump.cli import app
+from predump.conform.fuzz import fuzz
 from predump.conform.guest import Guest, GuestConfig, GuestInfo, modules_of, qemu_command
 from predump.conform.initramfs import (
     PROBE_SOURCE,
@@ -27,7 +30,10 @@ from predump.conform.initramfs import (
 )
 from predump.conform.operations import Vocabulary
 from predump.conform.record import random_requests, read_script, usable_on
-from predump.conform.trace import OPERANDS, SPAN_VERBS, TraceError, parse_op
+from predump.conform.replay import Player
+from predump.conform.report import fuzz_json, fuzz_lines
+from predump.conform.settings import build_config, settings_of
+from predump.conform.trace import _KEYS, TraceError
 
 
 def conform(*arguments: object) -> tuple[int, str, str]:
@@ -98,14 +104,14 @@ def test_modules_are_found_beside_the_image(tmp_path: Path) -> None:
     assert modules_of(tmp_path / "boot" / "bzImage") is None
 
 
-def test_probe_knows_every_operation_of_the_language() -> None:
+def test_probe_knows_every_operation_that_a_program_can_ask_for() -> None:
     source = PROBE_SOURCE.read_text(encoding="utf-8")
     letters = {
         "region": "r", "page": "i", "count": "n", "kind": "k", "prot": "p", "to_region": "R",
         "to_page": "I", "new_count": "N", "mode": "m",
     }  # fmt: skip
     values = {"fill": "v", "uwp": "w", "mthp": "K"}
-    for verb in sorted({*OPERANDS, *SPAN_VERBS}):
+    for verb in sorted({*OPERANDS, *SPAN_VERBS} - MODEL_ONLY):
         names = OPERANDS.get(verb, ("region", "page", "count"))
         form = "".join(values[verb] if name == "value" else letters[name] for name in names)
         assert f'{{ "{verb}", "{form}", op_{verb} }}' in source
@@ -181,6 +187,8 @@ def test_script_file_has_named_scenarios(tmp_path: Path) -> None:
     [
         ("", "has no scenario; `name X` starts one"),
         ("clear\n", "line 1: 'clear' comes before the first `name`"),
+        ("name a\nmap 0 file-shared 4\n", "line 2: 'map 0 file-shared 4': the probe has no"),
+        ("name a\nmsync 0 0 4\n", "line 2: 'msync 0 0 4': the probe has no 'msync'"),
         ("name a\nclaer\n", "line 2: 'claer': there is no operation 'claer'; did you mean"),
         ("name a\nname a\n", "line 2: a second scenario 'a'"),
         ("name a b\n", "line 1: a name is one word of at most 60 characters"),
@@ -211,10 +219,72 @@ def test_random_scenarios_follow_from_the_seed_and_are_looked_at_after_every_ste
     assert {"random-anon", "random-mthp", "random-hugetlb2m", "random-uffd"} <= themes
 
 
+class ModelAsGuest(Guest):
+    """Answers as the model would, but for one page that it shows cleared, ``wrong`` times."""
+
+    def __init__(self, wrong: int) -> None:
+        self.info = GuestInfo("x86_64", "6.1.0", 4096, swap=True)
+        self.wrong = wrong
+        self.ran = 0
+
+    def run(self, name: str, lines: Any, hang_seconds: int | None = None) -> dict[str, Any]:
+        self.ran += 1
+        ops = [parse_op(line) for line in lines if "snap" not in line]
+        player = Player(build_config(settings_of("x86_64", "6.1.0", 4096)))
+        told, snaps = [], []
+        for number, op in enumerate(ops):
+            operands = {key: getattr(op, name) for key, name in _KEYS.items() if name != "rc"}
+            told.append(operands | {"rc": player.execute(op)})
+            tasks = ["self"] if player.child is None else ["self", "child"]
+            for who in tasks:
+                shown = {r: player.show(who, r, descriptors=False) for r in player.pages}
+                regions = {
+                    str(r): {
+                        **state.fields,
+                        "vmas": [
+                            [v.start, v.end, v.perms, 0, "sd" if v.soft_dirty else ""]
+                            for v in state.vmas
+                        ],
+                    }
+                    for r, state in shown.items()
+                }
+                snaps.append({"after": number, "who": who, "regions": regions})
+        player.machine.release()
+        wrong = [region for snap in snaps[-1:] for region in snap["regions"].values()]
+        if self.wrong and wrong and any(op.verb == "write" for op in ops):
+            self.wrong -= 1
+            last = wrong[0]
+            last["present"] = ("1" if last["present"][0] == "0" else "0") + last["present"][1:]
+        return {
+            "name": name, "arch": "x86_64", "kernel": "6.1.0", "page_size": 4096,
+            "ops": told, "snaps": snaps,
+        }  # fmt: skip
+
+
+def test_difference_that_the_kernel_shows_once_is_noted_and_fuzzing_goes_on() -> None:
+    guest = ModelAsGuest(wrong=1)
+    report = fuzz(guest, {}, seed=3, limit=5)
+    assert (report.sequences, report.differences, report.found_in) == (5, [], "")
+    (once,) = report.unrepeated
+    assert "present=" in once.expected
+    assert guest.ran == 5 + 3
+    text = "\n".join(fuzz_lines(report, guest.info))
+    assert "seen once, and not when the kernel ran the same again:\n" + once.scenario in text
+    assert len(fuzz_json(report, guest.info)["unrepeated"]) == 1
+
+
+def test_difference_that_stays_ends_fuzzing_and_is_shrunk() -> None:
+    report = fuzz(ModelAsGuest(wrong=1 << 30), {}, seed=3, limit=5)
+    assert report.unrepeated == []
+    assert report.found_in
+    assert len(report.script) <= 2
+    assert report.differences
+
+
 def test_guest_without_swap_is_not_asked_to_swap() -> None:
     guest = GuestInfo("x86_64", "6.1.0", 4096, swap=False)
     verbs = usable_on(guest, Vocabulary.everything()).verbs
-    assert verbs.isdisjoint({"swapoff", "swapon", "pageout"})
+    assert verbs.isdisjoint({"swapoff", "swapon", "pageout"} | MODEL_ONLY)
     assert "write" in verbs
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from livemigration.operations import OperationError
 from mm_model import ModelConfig
 from predump.cli import app
 from predump.conform.session import Session, result_words
-from predump.conform.trace import TraceError
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_help_names_every_operation(session: Session) -> None:
 @pytest.mark.parametrize("line", ["ptes 3", "ptes 0 1", "pagemap x", "vmas 0", "write 0"])
 def test_line_that_cannot_be_run_is_refused(session: Session, line: str) -> None:
     session.run("map 0 anon-private 1")
-    with pytest.raises(TraceError):
+    with pytest.raises(OperationError):
         session.run(line)
 
 

@@ -15,6 +15,7 @@ from livemigration.spec import (
     LinkSpec,
     SourceSpec,
     TelemetrySpec,
+    ThpSpec,
     ThresholdPolicySpec,
     VerifySpec,
 )
@@ -29,6 +30,7 @@ TABLES: dict[str, type[BaseModel]] = {
     "cpu": CpuSpec,
     "kernel": KernelSpec,
     "hunks": HunksSpec,
+    "thp": ThpSpec,
     "source": SourceSpec,
     "link": LinkSpec,
     "verify": VerifySpec,

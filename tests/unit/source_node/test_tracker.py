@@ -16,6 +16,8 @@ from mm_model import (
     MADV_PAGEOUT,
     MAP_ANONYMOUS,
     MAP_FIXED,
+    MAP_HUGE_SHIFT,
+    MAP_HUGETLB,
     MAP_PRIVATE,
     MAP_SHARED,
     PROT_READ,
@@ -28,6 +30,7 @@ from source_node.tracker import RoundScan, Tracker
 PAGE = 4096
 BASE = 0x10_0000_0000
 SHARED = 0x20_0000_0000
+HUGE = 0x30_0000_0000
 RW = PROT_READ | PROT_WRITE
 U64 = NDArray[np.uint64]
 
@@ -266,3 +269,35 @@ def test_counting_says_what_a_scan_would_send_and_changes_nothing(
     first = source.tracker.count_dirty(source.task)
     assert source.tracker.count_dirty(source.task) == first
     assert source.round().to_send == first
+
+
+def test_hugetlb_memory_is_sent_in_full_in_the_final_round_only() -> None:
+    """clear_refs does not reach it, so no scan can say what of it was written since the last."""
+    source = Source()
+    huge = MAP_HUGETLB | 16 << MAP_HUGE_SHIFT
+    private = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | huge
+    source.mm.mmap(HUGE, 64 << 10, RW, private)
+    source.mm.mmap(HUGE + (1 << 20), 64 << 10, RW, private & ~MAP_PRIVATE | MAP_SHARED)
+    source.write(0, base=HUGE)
+    source.write(0, base=HUGE + (1 << 20))
+    first = source.round()
+    assert first.to_send == 6
+    assert first.processes[0].live.size == 6 + 16 + 16
+    source.write(1, base=HUGE)
+    second = source.scan()
+    assert (second.to_send, second.lost, second.skipped) == (0, 0, 6)
+    assert source.tracker.count_dirty(source.task) == 0
+    final = source.tracker.scan(source.task, first=False, final=True)
+    assert (final.to_send, final.lost) == (32, 0)
+    assert [int(sent.size) for sent in final.processes[0].send_by_vma] == [16, 16]
+
+
+def test_shared_hugetlb_memory_goes_once_whoever_maps_it() -> None:
+    source = Source()
+    huge = MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED | MAP_HUGETLB | 16 << MAP_HUGE_SHIFT
+    source.mm.mmap(HUGE, 64 << 10, RW, huge)
+    source.write(0, base=HUGE)
+    source.task.fork(1)
+    final = source.tracker.scan(source.task, first=False, final=True)
+    sent = [process.send[process.send >= HUGE].size for process in final.processes]
+    assert sum(sent) == 16

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter
 
+from livemigration.files import file_pages
 from livemigration.layout import areas
+from livemigration.snapshot import own_pages
 from livemigration.task import Task
 from livemigration.workload import Workload, build_workload
 from livemigration.workload.spec import WorkloadSpec
@@ -38,6 +40,20 @@ KINDS: dict[str, dict[str, Any]] = {
     "append-heap": {"arena": "64KiB", "write_size": 512},
     "fork-cow": {"fork_every": 900, "child_life": 1500, "access": "zipf", "rate": "5000 pages/s"},
     "swap-pressure": {"every": 100, "window": "256KiB"},
+    "script": {
+        "every": "1ms",
+        "setup": """
+            map 0 anon-private 32; write 0 0 32
+            map 1 file-shared 16; write 1 0 8; msync 1 0 16; attach 2 private 16 1
+            map 3 anon-shared 8; write 3 0 8
+        """,
+        "script": """
+            write 0 3 9; fwrite 1 2 4; write 2 4 3; pageout 0 0 32; read 2 0 16
+            fork; cwrite 0 5 4; write 1 6 2; cexit; dontneed 2 4 4; remove 1 0 2
+            mremap 0 8 8 4 0; write 4 0 8; mremap 4 0 8 0 8; fill 0 16 8 1; ksm 0 16 8
+            write 0 17 2; munmap 0 30 2; remap 0 30 2; write 3 0 3; msync 1 0 16
+        """,
+    },
     "trace": {"file": str(PERL), "speed": 0.05},
 }
 """A specification of each kind that has much going on in a second."""
@@ -116,17 +132,18 @@ def move(workload: Workload, task: Task, what: WorkloadSpec) -> tuple[Workload, 
     there = make(what, seed=setting.seed, memory=setting.memory_bytes, page_size=setting.page_size)
     copy = empty_task(there)
     shared: dict[int, int] = {}
+    for file in task.files:
+        number = copy.create_file(file.pages, on_disk=file.on_disk)
+        shared[file.object_id] = copy.files[number].object_id
+        pages, rows = file_pages(task.machine, file)
+        copy.machine.install_object(shared[file.object_id], pages, task.machine.content[rows])
     for pid, mm in sorted(task.processes.items()):
         if pid not in copy.processes:
             copy.processes[pid] = copy.machine.create_mm()
             copy.parents[pid] = task.parents[pid]
         _copy_areas(mm, copy.processes[pid], shared)
-        pages = pages_of(mm)
-        if pages:
-            copy.processes[pid].install(
-                np.array(list(pages), dtype=np.uint64),
-                np.frombuffer(b"".join(pages.values()), dtype=np.uint8),
-            )
+        addresses, rows = own_pages(task, pid)
+        copy.processes[pid].install(addresses, mm.machine.content[rows])
     copy.next_pid = task.next_pid
     # As it travels: through JSON.
     there.restore(json.loads(json.dumps(workload.state())))

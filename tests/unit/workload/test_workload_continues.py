@@ -76,7 +76,7 @@ def test_another_seed_writes_other_bytes(kind: str) -> None:
     assert pages_of(task.processes[1]) != pages_of(other_task.processes[1])
 
 
-@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"idle"}))
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"idle", "script"}))
 def test_what_it_wrote_is_in_memory_without_populate(kind: str) -> None:
     workload, task = start(busy_spec(kind), populate=False)
     assert pages_of(task.processes[1]) == {}
@@ -87,7 +87,7 @@ def test_what_it_wrote_is_in_memory_without_populate(kind: str) -> None:
     assert stats.bytes >= 8 * stats.stores or kind == "trace"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"script"}))
 def test_populated_pages_all_differ(kind: str) -> None:
     _, task = start(busy_spec(kind))
     pages = pages_of(task.processes[1])

@@ -28,6 +28,7 @@ KINDS: dict[str, type[BaseModel]] = {
     "append-heap": models.AppendHeapSpec,
     "fork-cow": models.ForkCowSpec,
     "swap-pressure": models.SwapPressureSpec,
+    "script": models.ScriptSpec,
     "trace": models.TraceSpec,
 }
 COMMON = ("rate", "write_size", "content", "compressibility")

@@ -1,0 +1,64 @@
+"""The files of a task: which pages have content, and what a host is told of them.
+
+CRIU leaves files to whoever moves the file system: it dumps no page of a file mapping that is still
+the file's own, and at the other host the file must be there with the same bytes (criu/mem.c,
+should_dump_page; criu/files-reg.c). Here files move with the task, as p.haul moves a container's
+file system by rsync around the rounds: a page goes again whenever its bytes are not what was sent
+last. Nothing of this rests on soft-dirty, which does not see write(2).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from livemigration.runs import from_runs, to_runs
+from livemigration.task import Task, TaskFile
+from livemigration.v1 import common_pb2
+from mm_model import Machine
+
+U64 = NDArray[np.uint64]
+
+_KINDS = {
+    (False, False): common_pb2.OBJECT_KIND_ANONYMOUS,
+    (True, False): common_pb2.OBJECT_KIND_TMPFS,
+    (True, True): common_pb2.OBJECT_KIND_DISK,
+}
+
+
+def file_pages(machine: Machine, file: TaskFile) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The pages of a file that are no holes, as int64[n] numbers and content rows."""
+    rows = machine.object_frames(file.object_id)
+    pages = np.flatnonzero(rows > 0)
+    return pages, rows[pages]
+
+
+def offsets(pages: NDArray[np.int64], page_size: int) -> U64:
+    """Where pages begin in their file, in bytes: what stands for addresses in a frame."""
+    return pages.astype(np.uint64) * np.uint64(page_size)
+
+
+def file_numbers(task: Task) -> dict[int, int]:
+    """The objects that are files of the task, with their numbers."""
+    return {file.object_id: number for number, file in enumerate(task.files)}
+
+
+def describe_file(file: TaskFile, live: NDArray[np.int64]) -> common_pb2.SharedObject:
+    """What the other host is told of a file with content at ``live`` (ascending numbers)."""
+    starts, counts = to_runs(live.astype(np.uint64), 1)
+    return common_pb2.SharedObject(
+        id=file.object_id,
+        pages=file.pages,
+        kind=_KINDS[True, file.on_disk],
+        live_start=starts.tolist(),
+        live_pages=counts.tolist(),
+    )
+
+
+def drop_holes(machine: Machine, file: TaskFile, told: common_pb2.SharedObject) -> None:
+    """Pages that are holes at the source become holes here."""
+    starts, counts = np.array(told.live_start, np.uint64), np.array(told.live_pages, np.uint64)
+    live = from_runs(starts, counts, 1) if starts.size else starts
+    pages, _ = file_pages(machine, file)
+    for page in np.setdiff1d(pages, live.astype(np.int64)).tolist():
+        machine.punch_hole(file.object_id, page, 1)
