@@ -23,6 +23,9 @@ SLICE_S = 0.002
 MOST_PAUSE_S = 0.02
 """A task with nothing to do sleeps no longer than this, well below the lag that is made up for."""
 
+MOST_THROTTLE_PERCENT = 99
+"""A task is never stopped altogether by slowing it down (QEMU: max-cpu-throttle)."""
+
 MOST_LAG_NS = 50_000_000
 """At most so much overdue work is done in one slice, so that nobody waits long for the lock."""
 
@@ -48,9 +51,23 @@ class Execution:
         self._wall = wall
         self._stall_ns = 0  # time that faults took from the workload and that is not made up yet
         self._limit_ns: int | None = None
+        self._throttle_percent = 0
+        self._throttled_rest = 0  # hundredths of a nanosecond that were not granted yet
         self._runner: Future[None] | None = None
         self._stop = threading.Event()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="workload") if wall else None
+
+    def throttle(self, percent: int) -> None:
+        """From now on the task does not run for `percent` (0 to 99) of the time."""
+        if not 0 <= percent <= MOST_THROTTLE_PERCENT:
+            raise ValueError(f"a task cannot be slowed by {percent} %")
+        self._throttle_percent = percent
+
+    def _granted(self, elapsed_ns: int) -> int:
+        """How much of the time that passed the task may run."""
+        hundredths = elapsed_ns * (100 - self._throttle_percent) + self._throttled_rest
+        granted, self._throttled_rest = divmod(hundredths, 100)
+        return granted
 
     # -- the virtual clock
 
@@ -65,7 +82,7 @@ class Execution:
             return
         stalled = min(self._stall_ns, duration_ns)
         self._stall_ns -= stalled
-        granted = duration_ns - stalled
+        granted = self._granted(duration_ns - stalled)
         if granted == 0:
             return
         with self.lock:
@@ -126,7 +143,7 @@ class Execution:
         last = time.monotonic_ns()
         while self.running:
             now = time.monotonic_ns()
-            due = self.workload_ns + min(now - last, MOST_LAG_NS)
+            due = self.workload_ns + self._granted(min(now - last, MOST_LAG_NS))
             # What is beyond the lag allowed is not lost, it is late: an overloaded host runs
             # slower.
             last = now

@@ -11,20 +11,38 @@ final, frozen one, and why. Sources of the rules, as read in their code:
   pre-dumps there; here `max_rounds` is what it says: pre-dumps after round 0.
 * `DowntimeLimit` - QEMU (migration/migration.c): bandwidth of the last round = bytes / time; freeze
   when what is dirty now could be sent within the limit at that bandwidth.
+* `AutoConverge` - the same with QEMU's throttle (migration/ram.c, ``migration_trigger_throttle``
+  and ``mig_throttle_guest_down``): when the pages dirtied in a period exceed a share of the bytes
+  sent in it for the second time, the task is slowed down by a first step, then by further steps up
+  to a limit. QEMU's periods are bitmap syncs at least a second apart; here a period is a round.
+* `Phaul` - p.haul (phaul/iters.py): stop at 64 pages or fewer, when a round wrote over 10 % more
+  pages than the one before, or after the ninth pre-dump (index 8).
+* `Xen` - libxenguest (xg_sr_save.c, ``simple_precopy_policy``): stop at fewer than 50 dirty pages
+  or after iteration 5; and the older xc_domain_save's third rule, never more than three times the
+  memory in all.
+* `StopAndCopy` - no pre-dump at all: the baseline that the others are measured against.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from livemigration.spec import (
+    AutoConvergePolicySpec,
     DowntimeLimitPolicySpec,
     FixedPolicySpec,
+    PhaulPolicySpec,
+    PolicySpec,
+    StopAndCopyPolicySpec,
     ThresholdPolicySpec,
+    XenPolicySpec,
 )
 
 NS = 1_000_000_000
+
+_THROTTLE_AFTER = 2
+"""Periods with too much dirtied before the next step (QEMU: dirty_rate_high_cnt)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +60,14 @@ class RoundView:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """`freeze`: the next round is the final one. `reason` is for people."""
+    """`freeze`: the next round is the final one. `reason` is for people.
+
+    `throttle_percent` (0 to 99): the share of its time that the task does not run from now on.
+    """
 
     freeze: bool
     reason: str
+    throttle_percent: int = 0
 
 
 class Policy(Protocol):
@@ -61,6 +83,11 @@ class Policy(Protocol):
         """Whether `RoundView.pages_dirty` is wanted, which costs a scan."""
         ...
 
+    @property
+    def pre_dumps(self) -> bool:
+        """False: freeze at once; the only round is sent frozen, and `decide` is never called."""
+        ...
+
     def decide(self, view: RoundView) -> Decision:
         """Called once after every pre-dump, in order."""
         ...
@@ -73,6 +100,7 @@ class FixedRounds:
     rounds: int
     name: str = "fixed"
     counts_dirty: bool = False
+    pre_dumps: bool = True
 
     def decide(self, view: RoundView) -> Decision:
         """Freeze after the last of the rounds asked for."""
@@ -89,6 +117,7 @@ class Threshold:
     goal_percent: int
     name: str = "threshold"
     counts_dirty: bool = False
+    pre_dumps: bool = True
 
     def decide(self, view: RoundView) -> Decision:
         """Freeze when enough was already there, or after the most rounds allowed."""
@@ -109,6 +138,7 @@ class DowntimeLimit:
     max_rounds: int
     name: str = "downtime-limit"
     counts_dirty: bool = True
+    pre_dumps: bool = True
 
     def decide(self, view: RoundView) -> Decision:
         """Freeze when the dirty pages fit into the limit, or after the most rounds allowed."""
@@ -126,10 +156,103 @@ class DowntimeLimit:
         )
 
 
-def build_policy(
-    spec: FixedPolicySpec | ThresholdPolicySpec | DowntimeLimitPolicySpec,
-) -> Policy:
-    """The policy that a scenario's ``[policy]`` describes."""
+@dataclass(slots=True)
+class AutoConverge:
+    """QEMU's throttle on top of its downtime limit, see the module's text."""
+
+    limit: DowntimeLimit
+    trigger_percent: int
+    initial_percent: int
+    increment_percent: int
+    most_percent: int
+    name: str = "auto-converge"
+    counts_dirty: bool = True
+    pre_dumps: bool = True
+    throttle_percent: int = 0
+    _high: int = 0  # periods since the last step in which too much was dirtied
+
+    def decide(self, view: RoundView) -> Decision:
+        """As the downtime limit; a task that dirties too much is slowed down step by step."""
+        decision = self.limit.decide(view)
+        if decision.freeze:
+            return replace(decision, throttle_percent=self.throttle_percent)
+        dirtied = view.pages_dirty * view.page_size
+        if 100 * dirtied > self.trigger_percent * view.bytes_wire:
+            self._high += 1
+        if self._high >= _THROTTLE_AFTER:
+            self._high = 0
+            step = self.increment_percent if self.throttle_percent else self.initial_percent
+            self.throttle_percent = min(self.throttle_percent + step, self.most_percent)
+        slowed = f"; slowed by {self.throttle_percent} %" if self.throttle_percent else ""
+        return Decision(False, decision.reason + slowed, self.throttle_percent)
+
+
+@dataclass(slots=True)
+class Phaul:
+    """p.haul's rules, see the module's text."""
+
+    max_index: int
+    few_pages: int
+    most_growth_percent: int
+    name: str = "phaul"
+    counts_dirty: bool = False
+    pre_dumps: bool = True
+    _before: int | None = None
+
+    def decide(self, view: RoundView) -> Decision:
+        """Freeze when little is left, when a round sent more than the last, or after the last."""
+        before, self._before = self._before, view.pages_written
+        if view.pages_written <= self.few_pages:
+            return Decision(True, f"{view.pages_written} pages, no more than {self.few_pages}")
+        if before:
+            growth = 100 * (view.pages_written - before) // before
+            if growth > self.most_growth_percent:
+                return Decision(True, f"{growth} % more pages than in the round before")
+        if view.round >= self.max_index:
+            return Decision(True, f"{view.round + 1} pre-dumps done")
+        return Decision(False, f"{view.pages_written} pages, more than {self.few_pages}")
+
+
+@dataclass(slots=True)
+class Xen:
+    """Xen's rules, see the module's text; `most_times` 0: without the third one."""
+
+    max_rounds: int
+    few_pages: int
+    most_times: int
+    name: str = "xen"
+    counts_dirty: bool = True
+    pre_dumps: bool = True
+    _sent: int = 0  # pages, in all rounds
+
+    def decide(self, view: RoundView) -> Decision:
+        """Freeze when few pages are dirty, after the last round, or when too much was sent."""
+        self._sent += view.pages_written
+        memory = view.pages_written + view.pages_skipped
+        if view.pages_dirty < self.few_pages:
+            return Decision(True, f"{view.pages_dirty} dirty pages, fewer than {self.few_pages}")
+        if view.round >= self.max_rounds:
+            return Decision(True, f"{self.max_rounds} rounds and {view.pages_dirty} dirty pages")
+        if self.most_times and self._sent > self.most_times * memory:
+            return Decision(True, f"more than {self.most_times} times the memory sent")
+        return Decision(False, f"{view.pages_dirty} dirty pages")
+
+
+@dataclass(frozen=True, slots=True)
+class StopAndCopy:
+    """Freezes at once."""
+
+    name: str = "stop-and-copy"
+    counts_dirty: bool = False
+    pre_dumps: bool = False
+
+    def decide(self, view: RoundView) -> Decision:
+        """Not asked; what it would say is to freeze."""
+        return Decision(True, "the task is frozen from the start")
+
+
+def build_policy(spec: PolicySpec) -> Policy:
+    """The policy that a scenario's ``[policy]`` describes, for one migration."""
     match spec:
         case FixedPolicySpec():
             return FixedRounds(spec.rounds)
@@ -137,3 +260,17 @@ def build_policy(
             return Threshold(spec.max_rounds, spec.goal_percent)
         case DowntimeLimitPolicySpec():
             return DowntimeLimit(spec.downtime_limit_ns, spec.max_rounds)
+        case AutoConvergePolicySpec():
+            return AutoConverge(
+                DowntimeLimit(spec.downtime_limit_ns, spec.max_rounds),
+                spec.trigger_percent,
+                spec.throttle_initial,
+                spec.throttle_increment,
+                spec.throttle_max,
+            )
+        case PhaulPolicySpec():
+            return Phaul(spec.max_rounds, spec.few_pages, spec.most_growth_percent)
+        case XenPolicySpec():
+            return Xen(spec.max_rounds, spec.few_pages, spec.most_times)
+        case StopAndCopyPolicySpec():
+            return StopAndCopy()

@@ -218,8 +218,69 @@ class DowntimeLimitPolicySpec(Spec):
         return parse_time_ns(self.downtime_limit)
 
 
+class AutoConvergePolicySpec(Spec):
+    """QEMU's auto-converge: the downtime limit, and a task that dirties too fast is slowed down."""
+
+    kind: Literal["auto-converge"] = "auto-converge"
+    downtime_limit: Time = Field(default="300ms", description="longest transfer of the final round")
+    max_rounds: int = Field(default=30, ge=0, le=MOST_ROUNDS, description="pre-dumps at most")
+    trigger_percent: int = Field(
+        default=50,
+        ge=1,
+        le=100,
+        description="too much: more than this percent of the bytes that a round sent was dirtied",
+    )
+    throttle_initial: int = Field(
+        default=20, ge=1, le=99, description="first step, in percent of the task's time"
+    )
+    throttle_increment: int = Field(default=10, ge=1, le=99, description="every further step")
+    throttle_max: int = Field(default=99, ge=1, le=99, description="never slower than this")
+
+    @property
+    def downtime_limit_ns(self) -> int:
+        """The limit in nanoseconds."""
+        return parse_time_ns(self.downtime_limit)
+
+
+class PhaulPolicySpec(Spec):
+    """p.haul: little left, growing rounds, or enough of them."""
+
+    kind: Literal["phaul"] = "phaul"
+    max_rounds: int = Field(
+        default=8, ge=0, le=MOST_ROUNDS, description="pre-dumps after round 0 at most"
+    )
+    few_pages: int = Field(default=64, ge=0, description="so few pages in a round are few enough")
+    most_growth_percent: int = Field(
+        default=10, ge=0, description="freeze when a round sends over this percent more pages"
+    )
+
+
+class XenPolicySpec(Spec):
+    """Xen: few pages dirty, enough rounds, or enough sent."""
+
+    kind: Literal["xen"] = "xen"
+    max_rounds: int = Field(default=5, ge=0, le=MOST_ROUNDS, description="pre-dumps at most")
+    few_pages: int = Field(default=50, ge=0, description="freeze when fewer than so many are dirty")
+    most_times: int = Field(
+        default=3, ge=0, description="at most so many times the memory is sent; 0: no such rule"
+    )
+
+
+class StopAndCopyPolicySpec(Spec):
+    """No pre-dump: everything is sent while the task is frozen."""
+
+    kind: Literal["stop-and-copy"] = "stop-and-copy"
+
+
 PolicySpec = Annotated[
-    FixedPolicySpec | ThresholdPolicySpec | DowntimeLimitPolicySpec, Field(discriminator="kind")
+    FixedPolicySpec
+    | ThresholdPolicySpec
+    | DowntimeLimitPolicySpec
+    | AutoConvergePolicySpec
+    | PhaulPolicySpec
+    | XenPolicySpec
+    | StopAndCopyPolicySpec,
+    Field(discriminator="kind"),
 ]
 
 

@@ -38,7 +38,7 @@ from livemigration.layout import to_proto
 from livemigration.link import Link, TokenBucket
 from livemigration.ownership import Ownership, OwnershipMachine
 from livemigration.packing import Packing, pack, pack_from
-from livemigration.policy import Policy, RoundView
+from livemigration.policy import Decision, Policy, RoundView
 from livemigration.runs import from_runs, to_runs
 from livemigration.snapshot import TaskDigests, digest_task, nonzero_pages
 from livemigration.spec import MigrationSpec
@@ -186,10 +186,11 @@ class Migration:
         self._started_ns = self._clock.now_ns
         first_frame = time.monotonic_ns()
         number = 0
-        while True:
+        while self._policy.pre_dumps:
             record = await self._pre_dump(number)
             decision = await self._decide(record)
             record.reason = decision.reason
+            self._execution.throttle(decision.throttle_percent)
             self._observer.round(record, self._clock.now_ns)
             number += 1
             if decision.freeze:
@@ -219,7 +220,7 @@ class Migration:
         await self._transport.flush()
         return self._record(number, scan, start, frozen)
 
-    async def _decide(self, record: Round) -> Any:
+    async def _decide(self, record: Round) -> Decision:
         dirty = 0
         if self._policy.counts_dirty:
             dirty = await self._in_thread(self._count_dirty)
@@ -627,6 +628,7 @@ class Migration:
             self.outcome.error = f"{error}; the source kept the task and resumed it"
 
     def _take_back(self) -> None:
+        self._execution.throttle(0)
         if self._ownership.state in (Ownership.FROZEN, Ownership.IN_DOUBT):
             self._ownership.to(Ownership.RUNNING)
         if self._ownership.state is Ownership.RUNNING:

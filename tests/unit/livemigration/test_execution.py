@@ -105,3 +105,44 @@ async def test_a_workload_that_fails_is_told_by_freeze(monkeypatch: pytest.Monke
         running.thaw()
         with pytest.raises(RuntimeError, match="no memory left"):
             await running.freeze()
+
+
+@pytest.mark.parametrize("slice_ns", [1, 7, 1_000, 10_000_000])
+async def test_a_slowed_task_gets_its_share_of_the_time_however_it_is_cut(slice_ns: int) -> None:
+    task, workload = started("idle")
+    async with execution(task, workload, wall=False) as running:
+        running.thaw()
+        running.throttle(70)
+        for _ in range(1_000):
+            running.advance(slice_ns)
+        assert running.workload_ns == 300 * slice_ns
+        running.throttle(0)
+        running.advance(1_000)
+        assert running.workload_ns == 300 * slice_ns + 1_000
+
+
+async def test_a_slowed_task_does_less_on_the_wall_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0
+
+    def clock() -> int:
+        return now
+
+    task, workload = started("uniform", rate="1000 pages/s")
+    async with execution(task, workload, wall=True) as running:
+        monkeypatch.setattr("livemigration.execution.time.monotonic_ns", clock)
+        running.throttle(90)
+        running.thaw()
+        for _ in range(10):
+            now += 10_000_000
+            while running.workload_ns < now // 10:
+                await asyncio.sleep(0.001)
+        await running.freeze()
+        assert (running.workload_ns, workload.ops_done) == (10_000_000, 10)
+
+
+async def test_a_task_cannot_be_slowed_to_a_stop() -> None:
+    task, workload = started("idle")
+    async with execution(task, workload, wall=False) as running:
+        for percent in (-1, 100):
+            with pytest.raises(ValueError, match=f"slowed by {percent} %"):
+                running.throttle(percent)

@@ -2,8 +2,27 @@
 
 import pytest
 
-from livemigration.policy import DowntimeLimit, FixedRounds, RoundView, Threshold, build_policy
-from livemigration.spec import DowntimeLimitPolicySpec, FixedPolicySpec, ThresholdPolicySpec
+from livemigration.policy import (
+    AutoConverge,
+    Decision,
+    DowntimeLimit,
+    FixedRounds,
+    Phaul,
+    RoundView,
+    StopAndCopy,
+    Threshold,
+    Xen,
+    build_policy,
+)
+from livemigration.spec import (
+    AutoConvergePolicySpec,
+    DowntimeLimitPolicySpec,
+    FixedPolicySpec,
+    PhaulPolicySpec,
+    StopAndCopyPolicySpec,
+    ThresholdPolicySpec,
+    XenPolicySpec,
+)
 
 MS = 1_000_000
 
@@ -63,8 +82,87 @@ def test_downtime_limit_gives_up_after_its_most_rounds() -> None:
     assert DowntimeLimit(1, 4).decide(_view(round=4, pages_dirty=10**6)).freeze
 
 
+def _phaul(*written: int, policy: Phaul | None = None) -> list[bool]:
+    """Whether p.haul's rules freeze after each of these pre-dumps."""
+    policy = policy or Phaul(8, 64, 10)
+    return [
+        policy.decide(_view(round=n, pages_written=pages)).freeze for n, pages in enumerate(written)
+    ]
+
+
+def test_phaul_freezes_when_64_pages_or_fewer_were_written() -> None:
+    assert _phaul(1000, 65, 64) == [False, False, True]
+
+
+def test_phaul_freezes_when_a_round_grows_by_more_than_a_tenth() -> None:
+    assert _phaul(1000, 500, 550) == [False, False, False]  # exactly 10 %
+    assert _phaul(1000, 500, 556) == [False, False, True]  # 11 %
+
+
+def test_phaul_makes_nine_pre_dumps_at_most() -> None:
+    assert _phaul(*[1000] * 9) == [False] * 8 + [True]
+
+
+def _xen(policy: Xen, *rounds: tuple[int, int]) -> list[bool]:
+    """Whether Xen's rules freeze after each round of (pages sent, pages dirty) of 1,000 pages."""
+    return [
+        policy.decide(
+            _view(round=n, pages_written=sent, pages_skipped=1000 - sent, pages_dirty=dirty)
+        ).freeze
+        for n, (sent, dirty) in enumerate(rounds)
+    ]
+
+
+def test_xen_freezes_below_50_dirty_pages() -> None:
+    assert _xen(Xen(5, 50, 3), (1000, 50), (50, 49)) == [False, True]
+
+
+def test_xen_stops_after_iteration_5() -> None:
+    assert _xen(Xen(5, 50, 0), *[(1000, 1000)] * 6) == [False] * 5 + [True]
+
+
+def test_old_xen_never_sends_more_than_three_times_the_memory() -> None:
+    assert _xen(Xen(29, 50, 3), *[(1000, 1000)] * 4) == [False, False, False, True]
+
+
+def _converge(*dirty: int) -> list[Decision]:
+    """QEMU's decisions after rounds that each sent 100 pages while so many got dirty."""
+    policy = AutoConverge(DowntimeLimit(1, 30), 50, 20, 10, 99)
+    return [policy.decide(_view(round=n, pages_dirty=pages)) for n, pages in enumerate(dirty)]
+
+
+def test_auto_converge_slows_the_task_after_every_second_period_that_dirties_too_much() -> None:
+    decisions = _converge(51, 51, 51, 51, 51, 51)
+    assert [d.throttle_percent for d in decisions] == [0, 20, 20, 30, 30, 40]
+    assert decisions[-1].reason.endswith("slowed by 40 %")
+
+
+def test_auto_converge_lets_a_task_be_that_dirties_no_more_than_half() -> None:
+    assert [d.throttle_percent for d in _converge(50, 50, 50, 50)] == [0, 0, 0, 0]
+
+
+def test_auto_converge_never_slows_beyond_its_most() -> None:
+    assert _converge(*[100] * 30)[-1].throttle_percent == 99
+
+
+def test_auto_converge_keeps_the_task_slow_when_it_freezes() -> None:
+    decisions = _converge(51, 51, 0)
+    assert decisions[-1].freeze
+    assert decisions[-1].throttle_percent == 20
+
+
+def test_stop_and_copy_makes_no_pre_dumps() -> None:
+    assert not StopAndCopy().pre_dumps
+    assert StopAndCopy().decide(_view()).freeze
+
+
 def test_every_policy_spec_has_its_policy() -> None:
     assert build_policy(FixedPolicySpec(rounds=3)) == FixedRounds(3)
     assert build_policy(ThresholdPolicySpec(max_rounds=5, goal_percent=80)) == Threshold(5, 80)
     limit = DowntimeLimitPolicySpec(downtime_limit="250ms", max_rounds=9)
     assert build_policy(limit) == DowntimeLimit(250 * MS, 9)
+    converge = AutoConvergePolicySpec(downtime_limit="250ms", max_rounds=9)
+    assert build_policy(converge) == AutoConverge(DowntimeLimit(250 * MS, 9), 50, 20, 10, 99)
+    assert build_policy(PhaulPolicySpec()) == Phaul(8, 64, 10)
+    assert build_policy(XenPolicySpec()) == Xen(5, 50, 3)
+    assert build_policy(StopAndCopyPolicySpec()) == StopAndCopy()
