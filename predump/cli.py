@@ -28,6 +28,7 @@ from predump.progress import make_progress
 from predump.render import make_console, print_result
 from predump.result import Result
 from predump.scenario import Scenario, ScenarioError, load_scenario
+from predump.sweep_cli import sweep_command
 from predump.versions import versions
 from predump.workload_cli import workload_app
 
@@ -54,6 +55,7 @@ app.add_typer(workload_app, name="workload")
 app.add_typer(conform_app, name="conform")
 app.add_typer(hunks_app, name="hunks")
 app.command("mm")(mm_command)
+app.command("sweep")(sweep_command)
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show where an error came from.")]
 ScenarioFile = Annotated[Path, typer.Argument(metavar="SCENARIO", help="A scenario file (TOML).")]
