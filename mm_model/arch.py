@@ -77,10 +77,12 @@ class Arch(NamedTuple):
     ksm_break_marks: int
     ksm_skips_protnone: int
     clear_refs_mistake: int  # 0, or CLEAR_REFS_*
-    pmd_split_dirty: int  # this and the next four: see folio_profile.py
+    pmd_split_dirty: int  # this and the next six: see folio_profile.py
     remap_keeps_clean: int
     remap_zero_page: int
     swapin_folio: int
     wp_reuses_large: int
+    lazyfree_splits_pmd: int
+    advice_asks_page: int
     contpte: int  # CONFIG_ARM64_CONTPTE
     contpte_access_flags: int  # AS_PORTED and so on, see arm64/contpte.py

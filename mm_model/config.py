@@ -340,5 +340,7 @@ def build_arch(config: ModelConfig) -> Arch:
         remap_zero_page=int(folios.remap_zero_page),
         swapin_folio=int(folios.swapin_folio),
         wp_reuses_large=int(folios.wp_reuses_large),
+        lazyfree_splits_pmd=int(folios.lazyfree_splits_pmd),
+        advice_asks_page=int(folios.advice_asks_page),
         contpte_access_flags=access_flags[0] if access_flags else layout.contpte_access_flags,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from mm_model import (
     access,
     filemap,
+    folio_reclaim,
     gup,
     huge_memory,
     hugetlb,
@@ -42,6 +43,7 @@ break_ksm_range = flushing(ksm.break_ksm_range)
 ksm_candidate = per_arch(ksm.ksm_candidate)
 ksm_merge_page = flushing(ksm.ksm_merge_page)
 try_to_migrate = flushing(migrate.try_to_migrate)
+try_to_unmap = flushing(folio_reclaim.try_to_unmap)
 remove_migration_ptes = flushing(migrate.remove_migration_ptes)
 page_prot = per_arch(pgtable.page_prot)
 swp_offset = per_arch(pgtable.swp_offset)

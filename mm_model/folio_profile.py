@@ -24,6 +24,19 @@ class FolioProfile:
                           swap-in for sync io devices", 6.12)
     ``wp_reuses_large``   the last mapped page of a large folio may be taken over at a write fault,
                           as a single page may; later kernels copy it
+    ``lazyfree_splits_pmd``
+                          MADV_PAGEOUT of a huge page that was MADV_FREE'd splits its entry and
+                          drops its pages one by one, so that the page table stays
+                          (shrink_folio_list unmaps with TTU_SPLIT_HUGE_PMD). Until 6.11:
+                          "mm/vmscan: avoid split lazyfree THP during shrink_folio_list()"
+    ``advice_asks_page``  MADV_COLD, MADV_PAGEOUT and MADV_FREE ask how often the page of a large
+                          folio that they meet is mapped (page_mapcount). Once: the folio is split
+                          wherever it is mapped, even if all of it is in the range. More often: the
+                          rest of the page table is left alone. A huge page is taken whole, from all
+                          that map it, if its first page is mapped once. Later kernels guess for
+                          the folio, and split it only if a part of it is in the range
+                          (folio_likely_mapped_shared, "mm/madvise: avoid split during MADV_PAGEOUT
+                          and MADV_COLD", 6.10). The seed, which is between them, has the later way
     ``mthp``              sizes below PMD can be switched on (6.8)
     """
 
@@ -32,11 +45,13 @@ class FolioProfile:
     remap_zero_page: bool
     swapin_folio: bool
     wp_reuses_large: bool
+    lazyfree_splits_pmd: bool
+    advice_asks_page: bool
     mthp: bool
 
 
 FOLIO_PROFILES = {
-    "6.1": FolioProfile(False, False, False, False, True, False),
-    "seed": FolioProfile(True, False, False, False, False, True),
-    "6.12": FolioProfile(True, True, True, True, False, True),
+    "6.1": FolioProfile(False, False, False, False, True, True, True, False),
+    "seed": FolioProfile(True, False, False, False, False, True, False, True),
+    "6.12": FolioProfile(True, True, True, True, False, False, False, True),
 }

@@ -16,19 +16,21 @@ from mm_model.entry import (
     remap_folio,
     remove_migration_ptes,
     try_to_migrate,
+    try_to_unmap,
     unuse_range,
 )
 from mm_model.errors import Livelock, MmError
 from mm_model.filemap import filemap_drop, filemap_writeback
 from mm_model.folio_profile import FOLIO_PROFILES
-from mm_model.frames import folio_head, forget_folio
+from mm_model.folio_reclaim import forget_reclaimed_folio
+from mm_model.frames import folio_head, folio_nr_pages, forget_folio
 from mm_model.hugetlbfs import check_order, huge_orders, punch_hole
 from mm_model.ksmd import Ksmd
 from mm_model.memory import object_folio
 from mm_model.migrate import movable, move_cache_pages, move_frames
 from mm_model.shmem import shmem_truncate, shmem_unuse
 from mm_model.state import CTR_SIZE, Phys, Space
-from mm_model.swap import drop_swap_cache
+from mm_model.swap import alloc_slots, drop_swap_cache
 from mm_model.tlb import Tlb
 
 if TYPE_CHECKING:
@@ -204,6 +206,24 @@ class Machine:
         for each in self.mms:
             remap_folio(arch, phys, each.space, head, page)
         forget_folio(phys, head)
+
+    def reclaim_folio(self, mm: Mm, vma: int, address: int) -> bool:
+        """Push the huge page out that ``mm`` maps at ``address``, wherever else it is mapped.
+
+        To slots in a row, or, was it given to MADV_FREE, to nowhere (shrink_folio_list). False: it
+        has been split, for want of slots, so its pages go one by one.
+        """
+        arch, phys = self.arch, self.phys
+        head = int(mm.frames(address, 1)[0])
+        page = folio_index(arch, phys, mm.space, vma, np.uint64(address), head)
+        lazy = not phys.flags[head] & state.PG_SWAPBACKED
+        slot = 0 if lazy else int(alloc_slots(phys, head, folio_nr_pages(phys, head)))
+        if not slot and not lazy:
+            self.split_folio(mm, vma, address)
+            return False
+        if all(try_to_unmap(arch, phys, each.space, head, page, slot) for each in self.mms):
+            forget_reclaimed_folio(phys, head)
+        return True
 
     # --- address spaces and shared objects ---
 

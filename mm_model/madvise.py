@@ -27,12 +27,14 @@ from mm_model.internal import folio_pte_batch
 from mm_model.memory import zap_pte
 from mm_model.pagewalk import huge_pmd, walk
 from mm_model.state import (
+    OK,
     PG_ANON,
     PG_DIRTY,
     PG_LARGE,
     PG_SWAPBACKED,
     PG_SWAPCACHE,
     PGD,
+    SPLIT_EVERYWHERE,
     Flag,
     Int,
     Phys,
@@ -44,10 +46,11 @@ from mm_model.swapops import non_swap_entry
 @compiled
 def madvise_free(
     arch: Arch, phys: Phys, space: Space, vma: Int, start: np.uint64, end: np.uint64
-) -> None:
+) -> tuple[np.uint64, int]:
     """MADV_FREE: clean pages that may be dropped until they are written again.
 
-    Swapped ones go at once.
+    Swapped ones go at once. Answers (``end``, OK), or where the caller has to split a large folio
+    in all address spaces, and SPLIT_EVERYWHERE.
     """
     address = start
     while address < end:
@@ -64,6 +67,11 @@ def madvise_free(
                     table_end = ((address >> arch.pmd_shift) + U1) << arch.pmd_shift
                     if table_end > end:
                         table_end = end
+                    if arch.advice_asks_page != 0:
+                        if phys.mapcount[frame] == 1:
+                            return address, SPLIT_EVERYWHERE
+                        address = table_end
+                        continue
                     most = np.int64((table_end - address) >> arch.page_shift)
                     done = madvise_free_folio(arch, phys, space, vma, index, address, most)
                     address += np.uint64(done) << arch.page_shift
@@ -72,6 +80,7 @@ def madvise_free(
             elif not non_swap_entry(arch, pte):
                 zap_pte(arch, phys, space, index)
         address += arch.page_size
+    return end, OK
 
 
 @compiled

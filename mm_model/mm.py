@@ -711,27 +711,26 @@ class Mm:
         self._refuse_locked(area)
         if area.shared_id:
             raise MmError(errno.EINVAL, "madvise: MADV_FREE is for anonymous private memory")
-        madvise_free(
-            self.machine.arch,
-            self.machine.phys,
-            self.space,
-            self.areas.index(area),
-            np.uint64(start),
-            np.uint64(end),
-        )
+        self._advise(madvise_free, area, start, end)
 
     def _madvise_reclaim(self, area: VmArea, start: int, end: int, advice: int) -> None:
         self._refuse_locked(area)
         self._refuse_hugetlb(area)
-        madvise_cold_or_pageout(
-            self.machine.arch,
-            self.machine.phys,
-            self.space,
-            self.areas.index(area),
-            np.uint64(start),
-            np.uint64(end),
-            int(advice == uapi.MADV_PAGEOUT),
-        )
+        pageout = int(advice == uapi.MADV_PAGEOUT)
+        self._advise(madvise_cold_or_pageout, area, start, end, pageout)
+
+    def _advise(self, walk_range: Any, area: VmArea, start: int, end: int, *arguments: int) -> None:
+        """Walk [start, end), which stops at large folios that other address spaces map as well."""
+        machine, k = self.machine, self.areas.index(area)
+        at, last = np.uint64(start), np.uint64(end)
+        while at < last:
+            arch, phys = machine.arch, machine.phys
+            where, what = walk_range(arch, phys, self.space, k, at, last, *arguments)
+            at = np.uint64(where)
+            if what == state.SPLIT_EVERYWHERE:
+                machine.split_folio(self, k, int(at))
+            elif what == state.RECLAIM_EVERYWHERE and machine.reclaim_folio(self, k, int(at)):
+                at += np.uint64(1) << arch.pmd_shift
 
     def _madvise_willneed(self, area: VmArea, start: int, end: int, advice: int) -> None:
         if self._is_file(area):

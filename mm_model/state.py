@@ -116,6 +116,8 @@ GROW_STACK: Final = 7  # the caller expands the stack and goes on
 GUP_EFAULT: Final = 8
 MIGRATING: Final = 9  # the caller lets the migration end and goes on
 FALLBACK: Final = 10  # no huge page here: go on with page entries
+SPLIT_EVERYWHERE: Final = 11  # the caller splits the large folio in all address spaces, and goes on
+RECLAIM_EVERYWHERE: Final = 12  # the caller takes the huge page out of all of them, and goes on
 
 RETRY_LIMIT: Final = 64
 

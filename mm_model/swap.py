@@ -63,6 +63,7 @@ from mm_model.internal import folio_pte_batch
 from mm_model.memory import object_position
 from mm_model.pagewalk import huge_pmd, walk
 from mm_model.state import (
+    FALLBACK,
     FAULT_ADDRESS,
     FREE_SLOTS,
     LARGE_FOLIOS,
@@ -79,12 +80,13 @@ from mm_model.state import (
     PG_SWAPBACKED,
     PG_SWAPCACHE,
     PGD,
+    RECLAIM_EVERYWHERE,
     RSS,
+    SPLIT_EVERYWHERE,
     SWAP_ON,
     USED_SLOTS,
     V_FILE,
     V_PROT,
-    Flag,
     Int,
     Phys,
     Space,
@@ -211,9 +213,10 @@ def reclaim_lazyfree_folio(
         dirty = dirty or phys.flags[head + k] & PG_DIRTY != 0
     if index < 0:
         huge = huge_pmd(arch, phys, space, address)
-        if not dirty and not pte_dirty(phys.tables[huge]):
+        if arch.lazyfree_splits_pmd == 0 and not dirty and not pte_dirty(phys.tables[huge]):
             zap_huge_pmd(arch, phys, space, huge)
             return
+        dirty = dirty or pte_dirty(phys.tables[huge])
         index = split_huge_pmd(arch, phys, space, huge, False)
     for k in range(pages):
         contpte_try_unfold(arch, phys, index + k)
@@ -326,44 +329,57 @@ def cold_or_pageout_huge_pmd(
     address: np.uint64,
     end: np.uint64,
     pageout: Int,
-) -> Flag:
+) -> Int:
     """The huge page at ``address``, if there is one and nobody shares it.
 
-    True: it was not wholly in the range and has been split, so look again.
+    OK; FALLBACK: it was not wholly in the range and has been split, so look again. Where the kernel
+    asks for the mappings of the first page only, others may map the rest by page entries:
+    SPLIT_EVERYWHERE or RECLAIM_EVERYWHERE.
     """
     huge = huge_pmd(arch, phys, space, address)
     if huge < 0 or is_swap_pmd(arch, phys.tables[huge]):
-        return False
+        return OK
     head = np.int64(pte_pfn(arch, phys.tables[huge]))
-    if head == 0 or folio_mapcount(phys, head) != folio_nr_pages(phys, head):
-        return False
+    if head == 0:
+        return OK
+    shared = folio_mapcount(phys, head) != folio_nr_pages(phys, head)
+    if shared and (arch.advice_asks_page == 0 or phys.mapcount[head] != 1):
+        return OK
     span = U1 << arch.pmd_shift
     if address & (span - U1) != U0 or end - address < span:
+        if shared:
+            return SPLIT_EVERYWHERE
         frame = huge_frame(arch, phys, phys.tables[huge], address)
         split_folio(arch, phys, space, vma, address, frame)
-        return True
-    if pageout != 0:
-        reclaim_folio(arch, phys, space, vma, np.int64(-1), address, head)
-    else:
+        return FALLBACK
+    if pageout == 0:
         phys.tables[huge] = pte_mkold(phys.tables[huge])
-    return False
+    elif shared:
+        return RECLAIM_EVERYWHERE
+    else:
+        reclaim_folio(arch, phys, space, vma, np.int64(-1), address, head)
+    return OK
 
 
 @compiled
 def madvise_cold_or_pageout(
     arch: Arch, phys: Phys, space: Space, vma: Int, start: np.uint64, end: np.uint64, pageout: Int
-) -> None:
+) -> tuple[np.uint64, int]:
     """MADV_COLD (``pageout`` 0) or MADV_PAGEOUT (1) over part of one VMA.
 
-    Pages that are mapped elsewhere too are left alone.
+    Pages that are mapped elsewhere too are left alone. Answers (``end``, OK), or where it stopped
+    for what the caller has to do there: SPLIT_EVERYWHERE or RECLAIM_EVERYWHERE.
     """
     address = start
     while address < end:
         index = walk(arch, phys, space.regs[PGD], address)
         if index < 0:
             last = ((address >> arch.pmd_shift) + U1) << arch.pmd_shift
-            if not cold_or_pageout_huge_pmd(arch, phys, space, vma, address, end, pageout):
+            result = cold_or_pageout_huge_pmd(arch, phys, space, vma, address, end, pageout)
+            if result == OK:
                 address = last
+            elif result != FALLBACK:
+                return address, result
             continue
         pte = phys.tables[index]
         if pte_present(arch, pte):
@@ -372,6 +388,11 @@ def madvise_cold_or_pageout(
                 table_end = ((address >> arch.pmd_shift) + U1) << arch.pmd_shift
                 if table_end > end:
                     table_end = end
+                if arch.advice_asks_page != 0:
+                    if phys.mapcount[frame] == 1:
+                        return address, SPLIT_EVERYWHERE
+                    address = table_end
+                    continue
                 most = np.int64((table_end - address) >> arch.page_shift)
                 done = cold_or_pageout_folio(arch, phys, space, vma, index, address, most, pageout)
                 address += np.uint64(done) << arch.page_shift
@@ -385,6 +406,7 @@ def madvise_cold_or_pageout(
                 else:
                     reclaim_anon(arch, phys, space, index, frame)
         address += arch.page_size
+    return end, OK
 
 
 @compiled

@@ -101,3 +101,82 @@ def test_debugfs_does_not_split_what_may_not_be_accessed_in_6_1(kernel: str, hug
     assert int(player.machine.phys.ctr[LARGE_FOLIOS]) * 512 == huge
     shown = player.show("self", 0, descriptors=False).fields["soft_dirty"]
     assert kernel != "6.1" or shown == 512 * "0"
+
+
+HUGE = "map 0 anon-private 512; hugepage 0 0 512; write 0 0 1; "
+
+
+def test_freed_huge_page_leaves_its_page_table_when_pushed_out_in_6_1() -> None:
+    """A read then maps one zero page; 6.12 drops the entry whole, and maps the huge zero page."""
+    present = {}
+    for kernel in ("6.1", "6.12"):
+        results, player = run(kernel, HUGE + "free 0 0 512; pageout 0 0 512", frames=4096)
+        assert results == [0] * 5
+        assert player.show("self", 0, descriptors=False).fields["present"] == 512 * "0"
+        assert int(player.machine.phys.ctr[LARGE_FOLIOS]) == 0
+        player.execute(parse_script("read 0 7 1")[0])
+        present[kernel] = player.show("self", 0, descriptors=False).fields["present"]
+    assert present["6.1"] == 7 * "0" + "1" + 504 * "0"
+    assert present["6.12"] == 512 * "1"
+
+
+@pytest.mark.parametrize("kernel", ["6.1", "6.12"])
+def test_freed_huge_page_stays_if_it_was_written_since(kernel: str) -> None:
+    text = HUGE + "free 0 0 512; write 0 3 1; pageout 0 0 512"
+    results, player = run(kernel, text, frames=4096)
+    assert results == [0] * 6
+    assert player.show("self", 0, descriptors=False).fields["present"] == 512 * "1"
+
+
+@pytest.mark.parametrize("verb", ["pageout", "free"])
+@pytest.mark.parametrize(("kernel", "huge"), [("6.1", 0), ("6.12", 1)])
+def test_advice_asks_for_the_mappings_of_the_page_in_6_1(kernel: str, huge: int, verb: str) -> None:
+    """The child has written page 253, so its parent alone maps that page of the folio they share.
+
+    6.1 splits the folio, for the child as well; 6.12 sees that others map the first page.
+    """
+    text = HUGE + "fork; cwrite 0 253 1; write 0 1 1; clear; " + verb
+    results, player = run(kernel, f"{text} 0 253 1; pageout 0 253 1", frames=4096)
+    assert results == [0] * 9
+    assert int(player.machine.phys.ctr[LARGE_FOLIOS]) == huge
+    shown = player.show("self", 0, descriptors=False).fields
+    gone = "swap" if verb == "pageout" else "present"
+    assert shown[gone][253] == ("1" if (verb == "pageout") == (kernel == "6.1") else "0")
+    assert player.show("child", 0, descriptors=False).fields["present"] == 512 * "1"
+
+
+@pytest.mark.parametrize(("kernel", "swapped"), [("6.1", ""), ("6.12", "253")])
+def test_shared_page_of_a_folio_ends_the_advice_in_6_1(kernel: str, swapped: str) -> None:
+    """Page 0 is the child's, too; 6.12 goes on to page 253, which is the parent's own."""
+    text = HUGE + "fork; cwrite 0 253 1; write 0 253 1; cold 0 0 512; free 0 0 512; pageout 0 0 512"
+    results, player = run(kernel, text, frames=4096)
+    assert results == [0] * 9
+    assert int(player.machine.phys.ctr[LARGE_FOLIOS]) == 1
+    present = player.show("self", 0, descriptors=False).fields["present"]
+    assert [str(page) for page, bit in enumerate(present) if bit == "0"] == swapped.split()
+
+
+@pytest.mark.parametrize(("kernel", "swapped"), [("6.1", 1), ("6.12", 0)])
+def test_huge_page_whose_first_page_is_not_shared_is_taken_from_all_in_6_1(
+    kernel: str, swapped: int
+) -> None:
+    """The child has a page 0 of its own, and maps the others of its parent's huge page."""
+    player = Player(ModelConfig(frames=4096, swap_slots=2048, kernel=kernel))
+    text = HUGE + "fork; cwrite 0 0 1; clear; pageout 0 0 512"
+    assert [player.execute(op) for op in parse_script(text)] == [0] * 7
+    shown = player.show("self", 0, descriptors=False).fields
+    assert shown["swap"] == 512 * str(swapped)
+    child = player.show("child", 0, descriptors=False).fields
+    assert child["swap"] == "0" + 511 * str(swapped)
+    assert child["present"] == "1" + 511 * str(1 - swapped)
+
+
+@pytest.mark.parametrize(("kernel", "present"), [("6.1", 0), ("6.12", 1)])
+def test_freed_huge_page_is_taken_from_all_in_6_1(kernel: str, present: int) -> None:
+    text = HUGE + "free 0 0 512; fork; cwrite 0 0 1; pageout 0 0 512"
+    results, player = run(kernel, text, frames=4096)
+    assert results == [0] * 7
+    assert player.show("self", 0, descriptors=False).fields["present"] == 512 * str(present)
+    child = player.show("child", 0, descriptors=False).fields["present"]
+    assert child == "1" + 511 * str(present)
+    assert int(player.machine.phys.ctr[LARGE_FOLIOS]) == present
