@@ -48,9 +48,12 @@ class KernelProfile:
         "mm/ksm: convert break_ksm() to use walk_page_range_vma()" and FAULT_FLAG_UNSHARE ("mm/ksm:
         fix KSM COW breaking with userfaultfd-wp via FAULT_FLAG_UNSHARE").
     ``ksm_skips_protnone``
-        Pages that the task may not access do not merge, and debugfs does not split their folios:
-        follow_page() does not find them. Until 6.6: "mm/gup: reintroduce FOLL_NUMA as
-        FOLL_HONOR_NUMA_FAULT".
+        follow_page() does not find pages that the task may not access. So debugfs does not split
+        their folios, and KSM does not find them again in its unstable tree: a page that comes upon
+        one there neither merges nor enters the tree. The scan itself finds them, since it walks
+        the page tables ("ksm: use range-walk function to jump over holes in
+        scan_get_next_rmap_item", in the stable series as well). Until 6.6: "mm/gup: reintroduce
+        FOLL_NUMA as FOLL_HONOR_NUMA_FAULT".
     ``uffd_wp_unpopulated``
         Write-protecting anonymous memory reaches pages that are not there yet, by markers. Since
         6.4: "mm/uffd: UFFD_FEATURE_WP_UNPOPULATED".

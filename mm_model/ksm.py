@@ -36,6 +36,7 @@ from mm_model.state import (
     PG_KSM,
     PGD,
     V_PROT,
+    Flag,
     Int,
     Phys,
     Space,
@@ -99,18 +100,22 @@ def break_ksm_range(
 
 
 @compiled
-def ksm_candidate(arch: Arch, phys: Phys, space: Space, address: np.uint64) -> Int:
-    """The frame of the anonymous page at ``address``, 0 if there is none that could merge."""
+def ksm_candidate(arch: Arch, phys: Phys, space: Space, address: np.uint64, follow: Flag) -> Int:
+    """The frame of the anonymous page at ``address``, 0 if there is none that could merge.
+
+    ``follow``: as follow_page() sees it, by which get_mergeable_page() looks at a page again.
+    """
+    no_access = follow and arch.ksm_skips_protnone != 0
     index = walk(arch, phys, space.regs[PGD], address)
     if index < 0:
         huge = huge_pmd(arch, phys, space, address)
         if huge < 0 or is_swap_pmd(arch, phys.tables[huge]):
             return np.int64(0)
-        if arch.ksm_skips_protnone != 0 and pte_protnone(arch, phys.tables[huge]):
+        if no_access and pte_protnone(arch, phys.tables[huge]):
             return np.int64(0)
         return huge_frame(arch, phys, phys.tables[huge], address)
     pte = phys.tables[index]
-    if not pte_present(arch, pte) or (arch.ksm_skips_protnone != 0 and pte_protnone(arch, pte)):
+    if not pte_present(arch, pte) or (no_access and pte_protnone(arch, pte)):
         return np.int64(0)
     frame = np.int64(pte_pfn(arch, pte))
     return frame if phys.flags[frame] & PG_ANON else np.int64(0)

@@ -42,6 +42,7 @@ class Ksmd:
 
     machine: Machine
     mms: list[Mm] = field(default_factory=list)
+    _checksums: dict[tuple[Mm, int], bytes] = field(default_factory=dict)
     _digests: dict[int, bytes] = field(default_factory=dict)
     _same: dict[int, int] = field(default_factory=dict)
 
@@ -51,27 +52,34 @@ class Ksmd:
             self.mms.append(mm)
 
     def scan(self) -> None:
-        """Scan until nothing more merges: equal pages have been seen twice, unchanged.
+        """Scan until nothing more merges.
 
-        A page is compared with shared pages first (the stable tree), then with the pages of the
-        same scan (the unstable tree). Pages that merge are taken out of their large folios first;
+        A page is compared with shared pages first (the stable tree), then, if it has not changed
+        since the last scan that saw it (rmap_item->oldchecksum), with such pages of the same scan
+        (the unstable tree). Pages that merge are taken out of their large folios first;
         two of the same folio only split it, and merge in a later scan.
         """
         machine = self.machine
         shared: dict[bytes, list[int]] = {}
         for frame in np.flatnonzero(machine.phys.flags & state.PG_KSM).tolist():
             shared.setdefault(self._digest(frame), []).append(frame)
-        self._scan_once(shared, with_unstable=False)
-        while self._scan_once(shared, with_unstable=True):
+        while self._scan_once(shared):
             pass
 
-    def _scan_once(self, shared: dict[bytes, list[int]], *, with_unstable: bool) -> bool:
-        """One scan; whether it split a folio of which two pages may merge now."""
+    def _scan_once(self, shared: dict[bytes, list[int]]) -> bool:
+        """One scan (cmp_and_merge_page of each page); whether another may merge more.
+
+        For a page was new or changed, or a folio was split of which two pages may merge now.
+        """
         phys = self.machine.phys
         unstable: dict[bytes, _Page] = {}
-        split = False
+        before, self._checksums = self._checksums, {}
+        again = False
         for page in self._pages():
             content = self._digest(page.frame)
+            item = (page.mm, page.address)
+            checksum = before.get(item, b"")
+            self._checksums[item] = checksum
             if phys.flags[page.frame] & state.PG_KSM:
                 continue
             room = [k for k in shared.get(content, ()) if self._has_room(k)]
@@ -79,20 +87,39 @@ class Ksmd:
                 if self._alone(page):
                     self._merge(page, room[0])
                 continue
-            if not with_unstable:
+            if checksum != content:
+                self._checksums[item] = content
+                again = True
+                continue
+            if not self._reaches(unstable, content):
                 continue
             earlier = unstable.setdefault(content, page)
             # A page that two processes share since fork is not merged with itself.
             if earlier.frame == page.frame:
                 continue
             if self._same_folio(earlier, page):
-                split |= self._alone(page)
+                again |= self._alone(page)
             elif self._alone(page) and self._alone(earlier):
                 self._merge(page, page.frame)
                 self._merge(earlier, page.frame)
                 shared.setdefault(content, []).append(page.frame)
                 del unstable[content]
-        return split
+        return again
+
+    def _reaches(self, unstable: dict[bytes, _Page], content: bytes) -> bool:
+        """Whether the search for ``content`` gets to its place (unstable_tree_search_insert).
+
+        It ends at the first page that get_mergeable_page() does not find. The tree's first page is
+        on every way; which others are depends on how all contents compare, and is not asked.
+        """
+        for page in (next(iter(unstable.values()), None), unstable.get(content)):
+            if page is not None and not self._candidate(page, follow=True):
+                return False
+        return True
+
+    def _candidate(self, page: _Page, *, follow: bool) -> int:
+        machine, where = self.machine, np.uint64(page.address)
+        return int(ksm_candidate(machine.arch, machine.phys, page.mm.space, where, follow))
 
     def _same_folio(self, one: _Page, other: _Page) -> bool:
         phys = self.machine.phys
@@ -108,9 +135,7 @@ class Ksmd:
         machine = self.machine
         if machine.phys.flags[page.frame] & state.PG_LARGE:
             machine.split_folio(page.mm, page.vma, page.address)
-        where = np.uint64(page.address)
-        frame = int(ksm_candidate(machine.arch, machine.phys, page.mm.space, where))
-        return frame == page.frame
+        return self._candidate(page, follow=False) == page.frame
 
     def _has_room(self, frame: int) -> bool:
         return int(self.machine.phys.mapcount[frame]) < MAX_PAGE_SHARING
@@ -152,9 +177,9 @@ class Ksmd:
                     continue
                 for address in range(area.start, area.end, machine.page_size):
                     where = np.uint64(address)
-                    frame = int(ksm_candidate(machine.arch, machine.phys, mm.space, where))
+                    frame = ksm_candidate(machine.arch, machine.phys, mm.space, where, False)
                     if frame:
-                        yield _Page(mm, k, address, frame)
+                        yield _Page(mm, k, address, int(frame))
 
     def _merge(self, page: _Page, shared: int) -> None:
         machine, where = self.machine, np.uint64(page.address)
@@ -172,6 +197,7 @@ class Ksmd:
                 if area.flags & VM_MERGEABLE:
                     self.unmerge(mm, area, area.start, area.end)
         self.mms.clear()
+        self._checksums.clear()
 
     def unmerge(self, mm: Mm, area: VmArea, start: int, end: int) -> None:
         """Break what is merged in [start, end) of one mapping."""

@@ -82,14 +82,41 @@ def test_write_beyond_the_end_of_a_private_file_makes_fork_copy_the_mapping(kern
     assert player.show("child", 0, descriptors=False).fields["present"] == "000"
 
 
-@pytest.mark.parametrize(("kernel", "soft_dirty"), [("6.1", "11"), ("6.12", "01")])
-def test_ksm_does_not_find_pages_that_may_not_be_accessed_in_6_1(
-    kernel: str, soft_dirty: str
+@pytest.mark.parametrize(
+    ("no_access", "soft_dirty"),
+    [
+        ("mprotect 0 0 1 none", {"6.1": "111", "6.12": "010"}),
+        ("mprotect 0 1 1 none", {"6.1": "010", "6.12": "010"}),
+        ("mprotect 0 2 1 none", {"6.1": "010", "6.12": "010"}),
+        ("mprotect 0 0 3 none", {"6.1": "111", "6.12": "010"}),
+    ],
+)
+def test_ksm_does_not_find_pages_again_that_may_not_be_accessed_in_6_1(
+    no_access: str, soft_dirty: dict[str, str]
 ) -> None:
-    text = "map 0 anon-private 2; clear; fill 0 0 2 0; mprotect 0 0 1 none; ksm 0 0 2"
+    """Page 1 merges with page 0, and is what page 2 merges into; if page 0 is found once more."""
+    for kernel, expected in soft_dirty.items():
+        text = f"map 0 anon-private 3; clear; fill 0 0 3 0; {no_access}; ksm 0 0 3"
+        results, player = run(kernel, text)
+        assert results == [0] * 5
+        assert player.show("self", 0, descriptors=False).fields["soft_dirty"] == expected
+
+
+def test_page_that_ksm_cannot_find_again_ends_every_search_in_6_1() -> None:
+    text = "map 0 anon-private 3; clear; fill 0 0 1 7; fill 0 1 2 0; mprotect 0 0 1 none; ksm 0 0 3"
+    for kernel, soft_dirty in {"6.1": "111", "6.12": "101"}.items():
+        results, player = run(kernel, text)
+        assert results == [0] * 6
+        assert player.show("self", 0, descriptors=False).fields["soft_dirty"] == soft_dirty
+
+
+@pytest.mark.parametrize("kernel", ["6.1", "6.12"])
+def test_ksm_merges_pages_it_saw_before_ahead_of_new_ones(kernel: str) -> None:
+    """Pages 3 and 4 have the checksum of the last scan: they merge before page 2 is looked for."""
+    text = "map 0 anon-private 5; clear; fill 0 3 2 0; ksm 0 0 5; fill 0 2 3 0; ksm 0 0 1"
     results, player = run(kernel, text)
-    assert results == [0] * 5
-    assert player.show("self", 0, descriptors=False).fields["soft_dirty"] == soft_dirty
+    assert results == [0] * 6
+    assert player.show("self", 0, descriptors=False).fields["soft_dirty"] == "00001"
 
 
 @pytest.mark.parametrize(("kernel", "huge"), [("6.1", 512), ("6.12", 0)])
