@@ -29,6 +29,7 @@ _PAGE_COUNTS = frozenset({"page", "count", "to_page", "new_count"})
 
 _TRACKERS = "belongs to whoever tracks the task's writes: the migration does it each round"
 _SETTING = "is a setting of the machine; write it as thp.enabled or thp.hugepages in the scenario"
+_INSIDE: Final = "is a step inside the kernel, which no program can ask for"
 REFUSED: Final = {
     "clear": _TRACKERS,
     "clear1": _TRACKERS,
@@ -37,6 +38,8 @@ REFUSED: Final = {
     "uwp": _TRACKERS,
     "thp": _SETTING,
     "mthp": _SETTING,
+    "migrate": _INSIDE,
+    "migrated": _INSIDE,
     "free": "leaves it to the kernel what the pages hold then, so no two runs need be equal",
 }
 """Operations that a task under migration cannot have, and why."""

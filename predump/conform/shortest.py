@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import mm_model
+from livemigration.operations import INSIDE
 from mm_model import VARIANTS, ModelConfig
+from mm_model.hunks import hunk
 from predump.conform.differential import Finding
 from predump.conform.hunt import Shortest, search_kinds
 from predump.conform.operations import Vocabulary, parse_script, script
@@ -44,6 +46,18 @@ def config_without(*names: str) -> ModelConfig:
     if _MENDED in known and not any(name.startswith(_MENDING) for name in off):
         off.add(_MENDED)
     return ModelConfig(**settings, hunks_off=frozenset(off))
+
+
+def vocabulary_for(name: str, complete: Vocabulary) -> Vocabulary:
+    """What to search with for a hunk: hugetlb and moving pages only for those that are about them.
+
+    The more themes there are, the rarer is each; most hunks cannot be felt by these at all.
+    """
+    place = hunk(name)
+    if place.file.endswith("/hugetlbpage.c") or place.function.startswith("pmd_swp_"):
+        return complete
+    kinds = {kind for kind in complete.kinds if kind.startswith("hugetlb")}
+    return complete.without(*kinds, *INSIDE & complete.verbs)
 
 
 def _digest() -> str:
@@ -76,17 +90,20 @@ class ShortestScenarios:
         return self._vocabulary
 
     def of(
-        self, hunk: str, on_search: Callable[[str], None] = lambda name: None
+        self, name: str, on_search: Callable[[str], None] = lambda name: None
     ) -> dict[str, Shortest]:
-        """The shortest sequence for each kind of harm without ``hunk``; empty if none was found."""
-        if hunk not in self._known:
-            on_search(hunk)
+        """The shortest sequence for each kind of harm without a hunk; empty if none was found."""
+        if name not in self._known:
+            on_search(name)
             found = search_kinds(
-                config_without(), config_without(hunk), vocabulary=self.vocabulary, seed=SEED
+                config_without(),
+                config_without(name),
+                vocabulary=vocabulary_for(name, self.vocabulary),
+                seed=SEED,
             )
-            self._known[hunk] = found
+            self._known[name] = found
             _store(self._file, self._known)
-        return self._known[hunk]
+        return self._known[name]
 
 
 def _load(file: Path) -> dict[str, dict[str, Shortest]]:

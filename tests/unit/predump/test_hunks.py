@@ -26,7 +26,7 @@ from predump.conform.operations import (
     script,
     themes_for,
 )
-from predump.conform.shortest import ShortestScenarios, config_without
+from predump.conform.shortest import ShortestScenarios, config_without, vocabulary_for
 from predump.conform.shrink import shrink
 from tests.golden.harms import HARMS
 
@@ -80,9 +80,10 @@ def test_search_finds_what_real_kernels_do_without_the_hunk(
 @pytest.mark.parametrize("name", RECORDED)
 def test_search_with_and_without_the_hunk_finds_a_harm_of_the_recordings(name: str) -> None:
     """`make search-hunks` tries more seeds."""
+    vocabulary = vocabulary_for(name, VOCABULARY)
     for seed in SEEDS:
         found = search(
-            COMPLETE, config_without(name), vocabulary=VOCABULARY, seed=seed, limit=MOST_SEQUENCES
+            COMPLETE, config_without(name), vocabulary=vocabulary, seed=seed, limit=MOST_SEQUENCES
         )
         assert found is not None, f"seed {seed}"
         harms = RECORDED[name] | ALSO_DOES.get(name, frozenset())
