@@ -114,8 +114,10 @@ async def _abort_in_round_0(there: Listening) -> None:
         await stub.StartTask(start)
         request = source_node_pb2.MigrateRequest(destination=there.hosts.dest)
         request.spec.update(slow.migration.to_struct())
+        aborted = False
         async for event in stub.Migrate(request):
-            if event.phase == "round":
+            if event.phase == "round" and not aborted:
+                aborted = True  # what was said before it takes effect may still come
                 await stub.Abort(source_node_pb2.AbortMigrationRequest())
         await stub.StopTask(source_node_pb2.StopTaskRequest())
 
