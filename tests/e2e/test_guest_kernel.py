@@ -23,7 +23,7 @@ from predump.conform.fuzz import fuzz
 from predump.conform.guest import Guest, GuestConfig
 from predump.conform.initramfs import GuestError
 from predump.conform.operations import Vocabulary, script
-from predump.conform.record import random_requests, record
+from predump.conform.record import random_requests, record, usable_on
 from predump.conform.trace import read_trace
 
 pytestmark = pytest.mark.alone  # one guest for the whole module, not one for each test process
@@ -112,7 +112,9 @@ def test_recorded_script_says_what_the_kernel_showed(
 
 
 def test_model_meets_random_operations_of_the_kernel(guest: Guest, tmp_path: Path) -> None:
-    vocabulary = Vocabulary.of(ModelConfig(frames=4096, swap_slots=4096))
+    assert guest.info is not None
+    model = Vocabulary.of(ModelConfig(frames=4096, swap_slots=4096))
+    vocabulary = usable_on(guest.info, model)
     trace = tmp_path / "random.jsonl"
     assert record(guest, random_requests(100, 12, vocabulary), trace) == 12
     report = check_file(trace, {})
