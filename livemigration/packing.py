@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from livemigration import batch
 from livemigration.compiled import compiled
 from livemigration.digest import CHUNK_WORDS, checked_rows, page_words
 from mm_model import Mm
@@ -75,6 +76,30 @@ def pack_from(mm: Mm, addresses: U64) -> Packing:
     first = int(addresses[0])
     rows, versions = mm.contents(first, (int(addresses[-1]) - first) // page_size + 1)
     return pack(mm.machine.content, addresses, rows, versions)
+
+
+def encode(
+    packing: Packing,
+    content: NDArray[np.uint8],
+    *,
+    sequence: int,
+    round_number: int,
+    pid: int,
+    object_id: int = 0,
+) -> bytes:
+    """The frame that brings these pages, whose bytes are those of ``content[packing.rows]``."""
+    return batch.encode_pages(
+        sequence=sequence,
+        round_number=round_number,
+        pid=pid,
+        run_start=packing.run_start,
+        run_pages=packing.run_pages,
+        zero_start=packing.zero_start,
+        zero_pages=packing.zero_pages,
+        content=content,
+        rows=packing.rows,
+        object_id=object_id,
+    )
 
 
 def zero_pages(content: NDArray[np.uint8], rows: Rows) -> NDArray[np.bool_]:

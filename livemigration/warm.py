@@ -15,8 +15,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from livemigration import batch
-from livemigration.packing import pack_from
+from livemigration.packing import encode, pack_from
 from livemigration.task import ROOT_PID, Task
 from mm_model import MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE, Machine, ModelConfig
 
@@ -54,14 +53,4 @@ def small_task() -> tuple[Task, U64]:
 def pages_frame(task: Task, addresses: U64, sequence: int) -> bytes:
     """A frame of round 0 with pages of a small task, whatever is in them."""
     packing = pack_from(task.processes[ROOT_PID], addresses)
-    return batch.encode_pages(
-        sequence=sequence,
-        round_number=0,
-        pid=ROOT_PID,
-        run_start=packing.run_start,
-        run_pages=packing.run_pages,
-        zero_start=packing.zero_start,
-        zero_pages=packing.zero_pages,
-        content=task.machine.content,
-        rows=packing.rows,
-    )
+    return encode(packing, task.machine.content, sequence=sequence, round_number=0, pid=ROOT_PID)

@@ -37,7 +37,7 @@ from livemigration.files import describe_file, offsets
 from livemigration.layout import to_proto
 from livemigration.link import Link, TokenBucket
 from livemigration.ownership import Ownership, OwnershipMachine
-from livemigration.packing import Packing, pack, pack_from
+from livemigration.packing import Packing, encode, pack, pack_from
 from livemigration.policy import Decision, Policy, RoundView
 from livemigration.runs import from_runs, to_runs
 from livemigration.snapshot import TaskDigests, digest_task, nonzero_pages
@@ -400,16 +400,12 @@ class Migration:
                 return None
             packing, object_id = found
             sequence = self._next()
-            frame = batch.encode_pages(
+            frame = encode(
+                packing,
+                task.machine.content,
                 sequence=sequence,
                 round_number=number,
                 pid=part.pid,
-                run_start=packing.run_start,
-                run_pages=packing.run_pages,
-                zero_start=packing.zero_start,
-                zero_pages=packing.zero_pages,
-                content=task.machine.content,
-                rows=packing.rows,
                 object_id=object_id,
             )
             self._note(part, packing, number)

@@ -260,7 +260,7 @@ class Tracker:
         page_size = mm.machine.page_size
         pages = (vma.end - vma.start) // page_size
         entries = mm.pagemap(vma.start, pages)
-        rows = mm.frames(vma.start, pages)
+        rows, versions = mm.contents(vma.start, pages)
         shared = bool(vma.flags & MAP_SHARED)
         index = np.flatnonzero(dumped(task, vma, entries, rows, self._files))
         soft_dirty = self._dirty(pid, vma, entries)[index]
@@ -274,7 +274,7 @@ class Tracker:
             judged = _claim(claimed, vma, pages, index)
         return _VmaScan(
             live=np.uint64(vma.start) + index.astype(np.uint64) * np.uint64(page_size),
-            versions=mm.versions(vma.start, pages)[index],
+            versions=versions[index],
             soft_dirty=soft_dirty,
             judged=judged,
             shared=shared,
