@@ -8,8 +8,7 @@ other failure. A failure is one line on standard error; ``--debug`` shows where 
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -19,8 +18,10 @@ from pydantic import ValidationError
 from livemigration.errors import MigrationError
 from livemigration.spec import TelemetrySpec
 from livemigration.spec_errors import first_line
+from predump.command import explained_errors, fail, unexpected
 from predump.conform_cli import conform_app
 from predump.demo import demo_scenario, run_demo
+from predump.exit_status import BAD_INPUT, FAILED
 from predump.hunks_cli import hunks_app
 from predump.mm_cli import mm_command
 from predump.overrides import OverrideError, parse_override
@@ -37,10 +38,6 @@ if TYPE_CHECKING:
 
     from livemigration.service import ListenConfig
     from predump.runner import Hosts
-
-BAD_INPUT = 2
-FAILED = 1
-INTERRUPTED = 130
 
 app = typer.Typer(
     name="predump",
@@ -124,28 +121,6 @@ def main() -> None:
     app(prog_name="predump")
 
 
-def _fail(message: str, code: int) -> NoReturn:
-    """Say ``message`` in one line on standard error and exit."""
-    typer.echo(f"predump: error: {' '.join(message.split())}", err=True)
-    raise typer.Exit(code)
-
-
-@contextmanager
-def errors_in_one_line(debug: bool) -> Iterator[None]:
-    """Turn exceptions into one line and an exit status; with ``debug`` let them through."""
-    try:
-        yield
-    except (typer.Exit, BrokenPipeError):
-        raise
-    except KeyboardInterrupt:
-        _fail("interrupted", INTERRUPTED)
-    except Exception as error:
-        if debug:
-            raise
-        message, code = _explained(error)
-        _fail(message, code)
-
-
 def _explained(error: Exception) -> tuple[str, int]:
     """One line and the exit status for ``error``."""
     # These bring gRPC along, which --help need not wait for.
@@ -159,7 +134,7 @@ def _explained(error: Exception) -> tuple[str, int]:
         return str(error), BAD_INPUT
     if isinstance(error, MigrationError | CannotListen):
         return str(error), FAILED
-    return f"unexpected {type(error).__name__}: {error} (--debug shows where)", FAILED
+    return unexpected(error)
 
 
 @app.command()
@@ -173,7 +148,7 @@ def demo(debug: Debug = False) -> None:
         with make_progress(console) as progress:
             return await run_scenario(scenario, on_event=progress)
 
-    with errors_in_one_line(debug):
+    with explained_errors(_explained, debug=debug):
         good = asyncio.run(run_demo(console, run_part))
         raise typer.Exit(0 if good else FAILED)
 
@@ -196,7 +171,7 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Run one migration. Exit status 0 only if it was verified, 3 if memory differs."""
-    with errors_in_one_line(debug):
+    with explained_errors(_explained, debug=debug):
         if bool(source) != bool(dest):
             raise InputError("--source and --dest go together; give both, or none to start both")
         hosts = _hosts(source, dest, tls_ca, tls_cert, tls_key) if source else None
@@ -224,7 +199,7 @@ def migrate(
     debug: Debug = False,
 ) -> None:
     """Give a task to a running source and migrate it to a running destination."""
-    with errors_in_one_line(debug):
+    with explained_errors(_explained, debug=debug):
         hosts = _hosts(source, dest, tls_ca, tls_cert, tls_key)
         if scenario is not None:
             loaded = _load(scenario, sets, check_paths=False)
@@ -252,7 +227,7 @@ def serve_source_command(
     debug: Debug = False,
 ) -> None:
     """Serve as a source until SIGTERM: hold a task, run it, migrate it away."""
-    with errors_in_one_line(debug):
+    with explained_errors(_explained, debug=debug):
         from livemigration.tls import TlsConfig, channel_credentials, server_credentials
         from source_node.server import SourceConfig, serve_source
 
@@ -288,7 +263,7 @@ def serve_dest_command(
     debug: Debug = False,
 ) -> None:
     """Serve as a destination until SIGTERM: receive tasks, verify them, take them over."""
-    with errors_in_one_line(debug):
+    with explained_errors(_explained, debug=debug):
         from dest_node.server import DestinationConfig, serve_destination
         from livemigration.drill import Drill
         from livemigration.tls import server_credentials
@@ -326,7 +301,7 @@ def watch(
     debug: Debug = False,
 ) -> None:
     """Follow migrations through an MQTT broker, live."""
-    with errors_in_one_line(debug):
+    with explained_errors(_explained, debug=debug):
         from predump.watch import run_watch
 
         status = run_watch(
@@ -376,7 +351,7 @@ def _run_and_report(
         try:
             Path(json_target).write_text(result.to_json() + "\n", encoding="utf-8")
         except OSError as error:
-            _fail(f"{json_target}: cannot be written: {error.strerror}", FAILED)
+            fail(f"{json_target}: cannot be written: {error.strerror}", FAILED)
     raise typer.Exit(result.exit_code)
 
 

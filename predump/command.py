@@ -6,17 +6,14 @@ its commands: ``predump conform TRACE`` is ``predump conform check TRACE``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
-BAD_INPUT = 2
-FAILED = 1
-DIFFERS = 3
-INTERRUPTED = 130
+from predump.exit_status import BAD_INPUT, FAILED, INTERRUPTED
 
 
 class DefaultGroup(TyperGroup):
@@ -42,9 +39,28 @@ def fail(message: str, code: int) -> NoReturn:
     raise typer.Exit(code)
 
 
-@contextmanager
-def one_line_errors(*bad_input: type[Exception], debug: bool = False) -> Iterator[None]:
+def unexpected(error: Exception) -> tuple[str, int]:
+    """Line and exit status for an error that no command expects."""
+    return f"unexpected {type(error).__name__}: {error} (--debug shows where)", FAILED
+
+
+def one_line_errors(
+    *bad_input: type[Exception], debug: bool = False
+) -> AbstractContextManager[None]:
     """Turn exceptions into one line: status 2 for ``bad_input``, 1 for any other."""
+    return explained_errors(
+        lambda error: (
+            (str(error), BAD_INPUT) if isinstance(error, bad_input) else unexpected(error)
+        ),
+        debug=debug,
+    )
+
+
+@contextmanager
+def explained_errors(
+    explained: Callable[[Exception], tuple[str, int]], *, debug: bool = False
+) -> Iterator[None]:
+    """Turn exceptions into one line and an exit status; with ``debug`` let them through."""
     try:
         yield
     except (typer.Exit, BrokenPipeError):
@@ -54,6 +70,5 @@ def one_line_errors(*bad_input: type[Exception], debug: bool = False) -> Iterato
     except Exception as error:
         if debug:
             raise
-        if isinstance(error, bad_input):
-            fail(str(error), BAD_INPUT)
-        fail(f"unexpected {type(error).__name__}: {error} (--debug shows where)", FAILED)
+        message, code = explained(error)
+        fail(message, code)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from predump.command import DIFFERS, DefaultGroup, one_line_errors
+from predump.command import DefaultGroup, one_line_errors
+from predump.exit_status import DIFFERS
 from predump.overrides import OverrideError
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from rich import box
 from rich.table import Table
 
 from mm_model.hunks import HUNKS, VARIANTS, Hunk, hunk
-from predump.command import DIFFERS, DefaultGroup, one_line_errors
+from predump.command import DefaultGroup, one_line_errors
+from predump.exit_status import DIFFERS
 from predump.overrides import OverrideError
 from predump.render import WIDTH, make_console
 

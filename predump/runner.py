@@ -25,14 +25,13 @@ from livemigration.v1 import (
     source_node_pb2,
     source_node_pb2_grpc,
 )
+from predump.exit_status import BAD_INPUT, FAILED
 from predump.hosts import LocalHosts, NodeFailed
 from predump.result import Downtime, Mismatch, Result, RoundResult
 from predump.scenario import Scenario
 from predump.versions import versions
 
 NS = 1_000_000_000
-BAD_INPUT = 2
-FAILED = 1
 
 MOST_MISMATCHES = 1000
 """Ranges listed in a result; `pages_different` counts all pages."""

@@ -6,7 +6,6 @@ for a program that has the tables already. What is wrong is a `ScenarioError`: o
 """
 
 import re
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from livemigration.spec import MigrationSpec, Spec, TaskSpec, TelemetrySpec, Tim
 from livemigration.spec_errors import Problem, explain, kinds, members, unknown_name
 from livemigration.workload.spec import TraceSpec
 from predump.overrides import Override, OverrideError, apply_overrides
+from predump.toml_file import read_toml
 
 SCENARIO_SCHEMA = "predump.scenario/1"
 Model = TypeVar("Model", bound=BaseModel)
@@ -59,7 +59,7 @@ def load_scenario(
     exist: on the source host they may, though not here. Raises ScenarioError.
     """
     path = Path(path)
-    data = _read_toml(path)
+    data = read_toml(path, ScenarioError)
     return scenario_from_mapping(
         data,
         overrides,
@@ -120,22 +120,6 @@ def _build_with(
             break  # no better as text: what was said of the value itself is clearer
         problem = next_problem
     return problem, scenario
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_bytes().decode("utf-8")
-        return tomllib.loads(text)
-    except FileNotFoundError as error:
-        raise ScenarioError(f"{path}: there is no such file") from error
-    except IsADirectoryError as error:
-        raise ScenarioError(f"{path}: is a directory; name a scenario file in it") from error
-    except OSError as error:
-        raise ScenarioError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ScenarioError(f"{path}: is not UTF-8 text (byte {error.start})") from error
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ScenarioError(f"{path}: is not valid TOML: {error}") from error
 
 
 def _name_from(stem: str) -> str:

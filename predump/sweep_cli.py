@@ -19,7 +19,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from predump.command import DIFFERS, FAILED, one_line_errors
+from predump.command import one_line_errors
+from predump.exit_status import DIFFERS, FAILED
 from predump.render import make_console
 
 if TYPE_CHECKING:

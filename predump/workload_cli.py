@@ -11,13 +11,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from livemigration.units import format_size, parse_size, parse_time_ns
+from predump.command import fail
+from predump.exit_status import BAD_INPUT, FAILED
 
 if TYPE_CHECKING:
     from livemigration.workload.intervals import Interval
@@ -25,8 +27,6 @@ if TYPE_CHECKING:
     from livemigration.workload.summary import TraceSummary
     from livemigration.workload.trace import TraceFile
 
-BAD_INPUT = 2
-FAILED = 1
 _MOST_INTERVALS = 100_000
 _SLACK_PAGES = 1024
 _MOST_INSTRUCTIONS = 10**15
@@ -223,12 +223,7 @@ def _errors() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        _fail(str(error), BAD_INPUT)
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    typer.echo(f"predump: error: {' '.join(message.split())}", err=True)
-    raise typer.Exit(code)
+        fail(str(error), BAD_INPUT)
 
 
 def _console(*, stderr: bool = False) -> Console:
@@ -272,11 +267,11 @@ def _report_command(recording: Recording) -> None:
     """Say how the program ended, if not well, and exit accordingly."""
     footer, name = recording.footer, recording.header.command[0]
     if not footer.complete:
-        _fail(f"stopped before {name} ended; the trace holds what it did until then", FAILED)
+        fail(f"stopped before {name} ended; the trace holds what it did until then", FAILED)
     if footer.exit_code < 0:
-        _fail(f"{name} was ended by signal {-footer.exit_code}; the trace was kept", FAILED)
+        fail(f"{name} was ended by signal {-footer.exit_code}; the trace was kept", FAILED)
     if footer.exit_code:
-        _fail(f"{name} ended with exit status {footer.exit_code}; the trace was kept", FAILED)
+        fail(f"{name} ended with exit status {footer.exit_code}; the trace was kept", FAILED)
 
 
 # -- show

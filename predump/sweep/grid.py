@@ -13,7 +13,6 @@ import hashlib
 import itertools
 import json
 import math
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from predump.scenario import (
     ScenarioError,
     scenario_from_mapping,
 )
+from predump.toml_file import read_toml
 
 GRID_SCHEMA = "predump.sweep/1"
 MOST_POINTS = 1_000_000
@@ -110,7 +110,9 @@ def scenario_key(scenario: Scenario) -> str:
 def load_grid(path: str | Path) -> Grid:
     """Read the grid file `path` and check all its points. Raises GridError."""
     path = Path(path)
-    return grid_from_mapping(_read(path, "grid"), origin=str(path), base_dir=path.resolve().parent)
+    return grid_from_mapping(
+        read_toml(path, GridError, "grid"), origin=str(path), base_dir=path.resolve().parent
+    )
 
 
 def grid_from_mapping(
@@ -146,19 +148,6 @@ def grid_from_mapping(
     return grid
 
 
-def _read(path: Path, what: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_bytes().decode("utf-8"))
-    except FileNotFoundError as error:
-        raise GridError(f"{path}: there is no such {what} file") from error
-    except OSError as error:
-        raise GridError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise GridError(f"{path}: is not UTF-8 text (byte {error.start})") from error
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise GridError(f"{path}: is not valid TOML: {error}") from error
-
-
 def _base(
     data: Mapping[str, Any], origin: str, base_dir: Path
 ) -> tuple[Mapping[str, Any], Path, str]:
@@ -172,7 +161,7 @@ def _base(
     if not isinstance(data["scenario"], str):
         raise GridError(f"{origin}: scenario: is the name of a scenario file")
     file = (base_dir / data["scenario"]).resolve()
-    return _read(file, "scenario"), file.parent, str(file)
+    return read_toml(file, GridError, "scenario"), file.parent, str(file)
 
 
 def _flattened(axes: Mapping[str, Any], origin: str) -> Iterator[tuple[str, tuple[Any, ...]]]:

@@ -8,7 +8,8 @@ transaction when its run is over: a sweep that was killed goes on with what is m
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -132,8 +133,16 @@ class ResultStore:
                 described = ", ".join(f'"{name}" {kind}' for name, kind in columns.items())
                 self._db.execute(f"CREATE TABLE {table} ({described})")
 
-    def _transaction(self) -> _Transaction:
-        return _Transaction(self._db)
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """BEGIN and COMMIT around a block; ROLLBACK if it fails."""
+        self._db.begin()
+        try:
+            yield
+        except BaseException:
+            self._db.rollback()
+            raise
+        self._db.commit()
 
     def finished(self, *, failed: bool = True) -> set[str]:
         """Keys of the points that need not run again; `failed`: those that failed among them."""
@@ -198,27 +207,6 @@ class ResultStore:
                 ) from error
             written.append(path)
         return written
-
-
-class _Transaction:
-    """BEGIN and COMMIT around a block; ROLLBACK if it fails."""
-
-    def __init__(self, db: duckdb.DuckDBPyConnection) -> None:
-        self._db = db
-
-    def __enter__(self) -> None:
-        self._db.begin()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if kind is None:
-            self._db.commit()
-        else:
-            self._db.rollback()
 
 
 def _run_row(
