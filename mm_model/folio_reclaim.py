@@ -15,24 +15,16 @@ from mm_model.asm.pgtable import (
     pte_dirty,
     pte_pfn,
     pte_present,
-    pte_soft_dirty,
-    pte_swp_mkexclusive,
-    pte_swp_mksoft_dirty,
-    pte_swp_mkuffd_wp,
-    pte_uffd_wp,
-    swp_entry_to_pte,
 )
 from mm_model.asm.ptes import ptep_get_and_clear
 from mm_model.frames import folio_nr_pages, put_folio
-from mm_model.huge_memory import split_huge_pmd
-from mm_model.huge_swapops import is_swap_pmd
-from mm_model.pagewalk import huge_pmd, walk
+from mm_model.huge_memory import folio_pmd, split_huge_pmd
+from mm_model.pagewalk import walk
 from mm_model.state import (
     LARGE_FOLIOS,
     N_VMAS,
     PG_ANON,
     PG_DIRTY,
-    PG_EXCLUSIVE,
     PG_SWAPBACKED,
     PGD,
     RSS,
@@ -45,6 +37,7 @@ from mm_model.state import (
     Phys,
     Space,
 )
+from mm_model.swapops import set_swap_pte
 
 
 @compiled
@@ -68,10 +61,8 @@ def try_to_unmap(
             address = vmas[v, V_START] + (np.uint64(page - start) << arch.page_shift)
             index = walk(arch, phys, space.regs[PGD], address)
             if index < 0:
-                huge = huge_pmd(arch, phys, space, address)
-                if huge < 0 or is_swap_pmd(arch, phys.tables[huge]):
-                    continue
-                if np.int64(pte_pfn(arch, phys.tables[huge])) != head:
+                huge = folio_pmd(arch, phys, space, address, head)
+                if huge < 0:
                     continue
                 if pte_dirty(phys.tables[huge]):
                     phys.flags[head] |= PG_DIRTY
@@ -94,15 +85,7 @@ def unmap_page(arch: Arch, phys: Phys, space: Space, index: Int, frame: Int, slo
     """Replace one entry by that of a slot; slot 0: by nothing."""
     pte = ptep_get_and_clear(arch, phys, index)
     if slot != 0:
-        entry = swp_entry_to_pte(arch, np.uint64(slot))
-        if phys.flags[frame] & PG_EXCLUSIVE:
-            entry = pte_swp_mkexclusive(arch, entry)
-        if pte_soft_dirty(arch, pte):
-            entry = pte_swp_mksoft_dirty(arch, entry)
-        if pte_uffd_wp(pte):
-            entry = pte_swp_mkuffd_wp(arch, entry)
-        phys.tables[index] = entry
-        phys.slot_count[slot] += 1
+        set_swap_pte(arch, phys, index, pte, frame, slot)
     phys.mapcount[frame] -= 1
     space.regs[RSS] -= 1
 

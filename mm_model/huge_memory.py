@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mm_model._compiled import compiled
+from mm_model._compiled import compiled, inlined
 from mm_model.anon_folio import thp_vma_allowable_orders, thp_vma_suitable_order
 from mm_model.arch import CLEAR_REFS_KEEPS_DBM
 from mm_model.asm.fault import hardware_access, ptep_set_access_flags_one
@@ -566,6 +566,21 @@ def folio_likely_mapped_shared(phys: Phys, head: Int) -> Flag:
 
 
 @compiled
+def leave_or_split_folio(
+    arch: Arch, phys: Phys, space: Space, vma: Int, address: np.uint64, frame: Int, count: Int
+) -> Int:
+    """What advice does with a folio of which it is about ``count`` mapped pages only.
+
+    A folio that others may map is left alone: ``count`` entries are done with. Else it is split: 0,
+    look again.
+    """
+    if folio_likely_mapped_shared(phys, folio_head(phys, frame)):
+        return count
+    split_folio(arch, phys, space, vma, address, frame)
+    return np.int64(0)
+
+
+@compiled
 def page_is_zero_filled(phys: Phys, frame: Int) -> Flag:
     """Whether all bytes of the page are 0."""
     if phys.version[frame] == U0:
@@ -609,6 +624,16 @@ def remap_pte(arch: Arch, phys: Phys, space: Space, vma: Int, index: Int) -> Non
     phys.tables[index] = pte
 
 
+@inlined
+def folio_pmd(arch: Arch, phys: Phys, space: Space, address: np.uint64, head: Int) -> Int:
+    """Index of the huge entry at ``address`` that maps this folio, or -1."""
+    huge = huge_pmd(arch, phys, space, address)
+    if huge >= 0 and not is_swap_pmd(arch, phys.tables[huge]):
+        if np.int64(pte_pfn(arch, phys.tables[huge])) == head:
+            return huge
+    return np.int64(-1)
+
+
 @compiled
 def remap_folio(arch: Arch, phys: Phys, space: Space, head: Int, first_page: Int) -> None:
     """Rewrite every entry of one address space that maps a page of the folio.
@@ -626,10 +651,8 @@ def remap_folio(arch: Arch, phys: Phys, space: Space, head: Int, first_page: Int
             address = vmas[v, V_START] + (np.uint64(page - start) << arch.page_shift)
             index = walk(arch, phys, space.regs[PGD], address)
             if index < 0:
-                huge = huge_pmd(arch, phys, space, address)
-                if huge < 0 or is_swap_pmd(arch, phys.tables[huge]):
-                    continue
-                if np.int64(pte_pfn(arch, phys.tables[huge])) != head:
+                huge = folio_pmd(arch, phys, space, address, head)
+                if huge < 0:
                     continue
                 split_huge_pmd(arch, phys, space, huge, True)
                 index = walk(arch, phys, space.regs[PGD], address)

@@ -21,7 +21,7 @@ from mm_model.asm.pgtable import (
 )
 from mm_model.asm.ptes import clear_young_dirty_ptes
 from mm_model.frames import folio_free_swap, folio_head, folio_mapcount, folio_nr_pages
-from mm_model.huge_memory import folio_likely_mapped_shared, huge_frame, split_folio
+from mm_model.huge_memory import huge_frame, leave_or_split_folio, split_folio
 from mm_model.huge_swapops import is_swap_pmd
 from mm_model.internal import folio_pte_batch
 from mm_model.memory import zap_pte
@@ -121,10 +121,7 @@ def madvise_free_folio(
     pages = folio_nr_pages(phys, frame)
     count = folio_pte_batch(arch, phys, index, most, PTE_SOFT_DIRTY, True)
     if count < pages:
-        if folio_likely_mapped_shared(phys, head):
-            return count
-        split_folio(arch, phys, space, vma, address, frame)
-        return np.int64(0)
+        return leave_or_split_folio(arch, phys, space, vma, address, frame, count)
     dirty = False
     for k in range(head, head + pages):
         dirty = dirty or phys.flags[k] & PG_DIRTY != 0

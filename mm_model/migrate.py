@@ -95,8 +95,8 @@ _DIRTY: Final = np.uint64(1 << 41)
 
 
 @inlined
-def make_migration_entry(arch: Arch, phys: Phys, pte: Pte) -> Pte:
-    """What remembers ``pte`` while its page moves (try_to_migrate_one)."""
+def clean_migration_entry(arch: Arch, phys: Phys, pte: Pte) -> Pte:
+    """What remembers a page's or huge page's entry while it moves, soft-dirty aside."""
     frame = np.int64(pte_pfn(arch, pte))
     kind = SWP_MIGRATION_READ
     if pte_write(pte):
@@ -110,10 +110,17 @@ def make_migration_entry(arch: Arch, phys: Phys, pte: Pte) -> Pte:
         offset |= _DIRTY
         phys.flags[frame] |= PG_DIRTY
     entry = swp_typed_entry_to_pte(arch, kind, offset)
-    if pte_soft_dirty(arch, pte):
-        entry = pte_swp_mksoft_dirty(arch, entry)
     if pte_uffd_wp(pte):
         entry = pte_swp_mkuffd_wp(arch, entry)
+    return entry
+
+
+@inlined
+def make_migration_entry(arch: Arch, phys: Phys, pte: Pte) -> Pte:
+    """What remembers ``pte`` while its page moves (try_to_migrate_one)."""
+    entry = clean_migration_entry(arch, phys, pte)
+    if pte_soft_dirty(arch, pte):
+        entry = pte_swp_mksoft_dirty(arch, entry)
     return entry
 
 
@@ -141,23 +148,9 @@ def restore_migration_entry(arch: Arch, phys: Phys, entry: Pte, frame: Int, prot
 @compiled
 def set_pmd_migration_entry(arch: Arch, phys: Phys, pmd: Pte) -> Pte:
     """The same for a huge page's entry (mm/huge_memory.c)."""
-    frame = np.int64(pte_pfn(arch, pmd))
-    kind = SWP_MIGRATION_READ
-    if pte_write(pmd):
-        kind = SWP_MIGRATION_WRITE
-    elif phys.flags[frame] & PG_EXCLUSIVE:
-        kind = SWP_MIGRATION_READ_EXCLUSIVE
-    offset = np.uint64(frame)
-    if pte_young(pmd):
-        offset |= _YOUNG
-    if pte_dirty(pmd):
-        offset |= _DIRTY
-        phys.flags[frame] |= PG_DIRTY
-    entry = swp_typed_entry_to_pte(arch, kind, offset)
+    entry = clean_migration_entry(arch, phys, pmd)
     if pmd_soft_dirty(arch, pmd):
         entry = pmd_swp_mksoft_dirty(arch, entry)
-    if pte_uffd_wp(pmd):
-        entry = pte_swp_mkuffd_wp(arch, entry)
     return entry
 
 

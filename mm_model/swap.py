@@ -24,12 +24,8 @@ from mm_model.asm.pgtable import (
     pte_none,
     pte_pfn,
     pte_present,
-    pte_soft_dirty,
     pte_swp_clear_flags,
     pte_swp_exclusive,
-    pte_swp_mkexclusive,
-    pte_swp_mksoft_dirty,
-    pte_swp_mkuffd_wp,
     pte_swp_soft_dirty,
     pte_swp_uffd_wp,
     pte_uffd_wp,
@@ -51,8 +47,8 @@ from mm_model.frames import (
     page_remove_rmap,
 )
 from mm_model.huge_memory import (
-    folio_likely_mapped_shared,
     huge_frame,
+    leave_or_split_folio,
     split_folio,
     split_huge_pmd,
     split_huge_pmd_address,
@@ -91,7 +87,7 @@ from mm_model.state import (
     Phys,
     Space,
 )
-from mm_model.swapops import PTE_MARKER_UFFD_WP, make_pte_marker, non_swap_entry
+from mm_model.swapops import PTE_MARKER_UFFD_WP, make_pte_marker, non_swap_entry, set_swap_pte
 
 
 @compiled
@@ -187,15 +183,7 @@ def reclaim_folio(
         return
     for k in range(pages):
         pte = ptep_get_and_clear(arch, phys, index + k)
-        entry = swp_entry_to_pte(arch, np.uint64(slot + k))
-        if phys.flags[head + k] & PG_EXCLUSIVE:
-            entry = pte_swp_mkexclusive(arch, entry)
-        if pte_soft_dirty(arch, pte):
-            entry = pte_swp_mksoft_dirty(arch, entry)
-        if pte_uffd_wp(pte):
-            entry = pte_swp_mkuffd_wp(arch, entry)
-        phys.tables[index + k] = entry
-        phys.slot_count[slot + k] = 1
+        set_swap_pte(arch, phys, index + k, pte, head + k, slot + k)
         phys.mapcount[head + k] = 0
         phys.flags[head + k] = PG_ANON | PG_SWAPBACKED
     space.regs[RSS] -= pages
@@ -247,15 +235,7 @@ def reclaim_anon(arch: Arch, phys: Phys, space: Space, index: Int, frame: Int) -
         slot = alloc_slot(phys, frame)
         if slot == 0:
             return
-    entry = swp_entry_to_pte(arch, np.uint64(slot))
-    if phys.flags[frame] & PG_EXCLUSIVE:
-        entry = pte_swp_mkexclusive(arch, entry)
-    if pte_soft_dirty(arch, pte):
-        entry = pte_swp_mksoft_dirty(arch, entry)
-    if pte_uffd_wp(pte):
-        entry = pte_swp_mkuffd_wp(arch, entry)
-    phys.tables[index] = entry
-    phys.slot_count[slot] += 1
+    set_swap_pte(arch, phys, index, pte, frame, slot)
     phys.mapcount[frame] = 0
     phys.flags[frame] = PG_ANON | PG_SWAPBACKED
     space.regs[RSS] -= 1
@@ -308,10 +288,7 @@ def cold_or_pageout_folio(
     head = folio_head(phys, frame)
     count = folio_pte_batch(arch, phys, index, most, PTE_SOFT_DIRTY, True)
     if count < pages:
-        if folio_likely_mapped_shared(phys, head):
-            return count
-        split_folio(arch, phys, space, vma, address, frame)
-        return np.int64(0)
+        return leave_or_split_folio(arch, phys, space, vma, address, frame, count)
     if folio_mapcount(phys, head) == pages:
         if pageout != 0:
             reclaim_folio(arch, phys, space, vma, index, address, head)

@@ -17,12 +17,18 @@ from mm_model.asm.pgtable import (
     Pte,
     pte_none,
     pte_present,
+    pte_soft_dirty,
+    pte_swp_mkexclusive,
+    pte_swp_mksoft_dirty,
+    pte_swp_mkuffd_wp,
     pte_swp_uffd_wp,
+    pte_uffd_wp,
+    swp_entry_to_pte,
     swp_offset,
     swp_type,
     swp_typed_entry_to_pte,
 )
-from mm_model.state import Flag
+from mm_model.state import PG_EXCLUSIVE, Flag, Int, Phys
 
 SWP_MIGRATION_READ: Final = np.uint64(24)
 SWP_MIGRATION_READ_EXCLUSIVE: Final = np.uint64(25)
@@ -30,6 +36,20 @@ SWP_MIGRATION_WRITE: Final = np.uint64(26)
 SWP_PTE_MARKER: Final = np.uint64(31)
 MIGRATION_PFN_MASK: Final = np.uint64((1 << 40) - 1)  # above it: was the page young, dirty
 PTE_MARKER_UFFD_WP: Final = np.uint64(1)
+
+
+@inlined
+def set_swap_pte(arch: Arch, phys: Phys, index: Int, pte: Pte, frame: Int, slot: Int) -> None:
+    """Let a swap slot's entry take the place of ``pte``, with its marks (try_to_unmap_one)."""
+    entry = swp_entry_to_pte(arch, np.uint64(slot))
+    if phys.flags[frame] & PG_EXCLUSIVE:
+        entry = pte_swp_mkexclusive(arch, entry)
+    if pte_soft_dirty(arch, pte):
+        entry = pte_swp_mksoft_dirty(arch, entry)
+    if pte_uffd_wp(pte):
+        entry = pte_swp_mkuffd_wp(arch, entry)
+    phys.tables[index] = entry
+    phys.slot_count[slot] += 1
 
 
 @inlined

@@ -16,7 +16,8 @@ offset sit where the profile (``Arch``) says. ``PROT_NONE`` pages are present bu
 
 Helpers keep the kernel's names and are free of branches, so that they work on one entry
 (``numpy.uint64``) and on arrays of entries alike. Those that the patch changes take the ``Arch`` of
-the machine, whose ``*_sd`` fields hold the soft-dirty bit, or 0 where a hunk is off.
+the machine, whose ``*_sd`` fields hold the soft-dirty bit, or 0 where a hunk is off. Those that
+only ask the ``Arch`` where a bit is are in ``mm_model/pte_bits.py``, for every architecture.
 ``__pte_mkdirty`` of the patch is ``pte_mkdirty_hw`` here (two leading underscores would be mangled
 inside classes).
 """
@@ -32,6 +33,8 @@ from mm_model.arch import U0 as U0
 from mm_model.arch import U1 as U1
 from mm_model.arch import Arch as Arch
 from mm_model.arch import Pte as Pte
+from mm_model.pte_bits import *  # noqa: F403
+from mm_model.pte_bits import pte_swp_clear_flags
 
 PTE_VALID: Final = np.uint64(1 << 0)
 PTE_TYPE_PAGE: Final = np.uint64(3)
@@ -81,12 +84,6 @@ _PAGE_NONE: Final = np.uint64(
 
 
 @elementwise
-def pte_none(pte: Pte) -> Any:
-    """Nothing there at all."""
-    return pte == U0
-
-
-@elementwise
 def pte_present(arch: Arch, pte: Pte) -> Any:
     """Valid, or PROT_NONE with its page kept."""
     return (pte & (PTE_VALID | arch.present_invalid)) != U0
@@ -131,11 +128,6 @@ def pte_dirty(pte: Pte) -> Any:
 
 
 @elementwise
-def pte_soft_dirty(arch: Arch, pte: Pte) -> Any:
-    return (pte & arch.sd_test) != U0
-
-
-@elementwise
 def pte_valid_cont(pte: Pte) -> Any:
     """One entry of a contiguous block."""
     return (pte & (PTE_VALID | PTE_CONT)) == (PTE_VALID | PTE_CONT)
@@ -155,24 +147,6 @@ def pte_mkcont(pte: Pte) -> Pte:
 @elementwise
 def pte_mknoncont(pte: Pte) -> Pte:
     return pte & ~PTE_CONT
-
-
-@elementwise
-def pte_advance_pfn(arch: Arch, pte: Pte, pages: Any) -> Pte:
-    """The same entry for the frame ``pages`` further on."""
-    return pte + (pages << arch.page_shift)
-
-
-@elementwise
-def pte_pfn(arch: Arch, pte: Pte) -> Any:
-    """Page frame number: the content row, as ``numpy.uint64``."""
-    return (pte & arch.pfn_mask) >> arch.page_shift
-
-
-@elementwise
-def pfn_pte(arch: Arch, pfn: Any, prot: Any) -> Any:
-    """A page entry for frame ``pfn`` (``numpy.uint64``) with the protection bits ``prot``."""
-    return (pfn << arch.page_shift) | prot
 
 
 @elementwise
@@ -232,16 +206,6 @@ def pte_wrprotect_keeping_dbm(pte: Pte) -> Pte:
 
 
 @elementwise
-def pte_mksoft_dirty(arch: Arch, pte: Pte) -> Pte:
-    return pte | arch.sd_set
-
-
-@elementwise
-def pte_clear_soft_dirty(arch: Arch, pte: Pte) -> Pte:
-    return pte & ~arch.sd_clear
-
-
-@elementwise
 def pte_uffd_wp(pte: Pte) -> Any:
     return (pte & PTE_UFFD_WP) != U0
 
@@ -274,51 +238,6 @@ def pte_modify(arch: Arch, pte: Pte, newprot: Any) -> Pte:
 
 
 @elementwise
-def pte_swp_exclusive(arch: Arch, pte: Pte) -> Any:
-    return (pte & arch.swp_exclusive) != U0
-
-
-@elementwise
-def pte_swp_mkexclusive(arch: Arch, pte: Pte) -> Pte:
-    return pte | arch.swp_exclusive
-
-
-@elementwise
-def pte_swp_clear_exclusive(arch: Arch, pte: Pte) -> Pte:
-    return pte & ~arch.swp_exclusive
-
-
-@elementwise
-def pte_swp_soft_dirty(arch: Arch, pte: Pte) -> Any:
-    return (pte & arch.swp_sd_test) != U0
-
-
-@elementwise
-def pte_swp_mksoft_dirty(arch: Arch, pte: Pte) -> Pte:
-    return pte | arch.swp_sd_set
-
-
-@elementwise
-def pte_swp_clear_soft_dirty(arch: Arch, pte: Pte) -> Pte:
-    return pte & ~arch.swp_sd_clear
-
-
-@elementwise
-def pte_swp_uffd_wp(arch: Arch, pte: Pte) -> Any:
-    return (pte & arch.swp_uffd_wp) != U0
-
-
-@elementwise
-def pte_swp_mkuffd_wp(arch: Arch, pte: Pte) -> Pte:
-    return pte | arch.swp_uffd_wp
-
-
-@elementwise
-def pte_swp_clear_uffd_wp(arch: Arch, pte: Pte) -> Pte:
-    return pte & ~arch.swp_uffd_wp
-
-
-@elementwise
 def swp_typed_entry_to_pte(arch: Arch, kind: Any, offset: Any) -> Any:
     """An entry of swap type ``kind`` at ``offset`` (both ``numpy.uint64``)."""
     return (kind << arch.swp_type_shift) | (
@@ -336,18 +255,6 @@ def swp_entry_to_pte(arch: Arch, offset: Any) -> Any:
 def pte_move_swp_offset(arch: Arch, pte: Pte, slots: Any) -> Pte:
     """The same entry for the swap slot ``slots`` (``numpy.uint64``) further on."""
     return pte + (slots << arch.swp_offset_shift)
-
-
-@elementwise
-def pte_swp_clear_flags(arch: Arch, pte: Pte) -> Pte:
-    """A swap entry without its flags: what swapoff compares (include/linux/swapops.h)."""
-    pte = pte_swp_clear_soft_dirty(arch, pte_swp_clear_exclusive(arch, pte))
-    return pte_swp_clear_uffd_wp(arch, pte)
-
-
-@elementwise
-def swp_type(arch: Arch, pte: Pte) -> Any:
-    return (pte >> arch.swp_type_shift) & arch.swp_type_mask
 
 
 @elementwise
@@ -378,21 +285,6 @@ def page_prot(arch: Arch, prot: int, shared: bool) -> np.uint64:
 
 
 # --- huge page entries: the same bits one level up (pte_pmd and pmd_pte are the identity here) ---
-
-
-@elementwise
-def pmd_soft_dirty(arch: Arch, pmd: Pte) -> Any:
-    return (pmd & arch.pmd_sd_test) != U0
-
-
-@elementwise
-def pmd_mksoft_dirty(arch: Arch, pmd: Pte) -> Pte:
-    return pmd | arch.pmd_sd_set
-
-
-@elementwise
-def pmd_clear_soft_dirty(arch: Arch, pmd: Pte) -> Pte:
-    return pmd & ~arch.pmd_sd_clear
 
 
 @elementwise
@@ -429,18 +321,3 @@ pmd_wrprotect = pte_wrprotect
 pmd_mkdirty = pte_mkdirty
 pmd_mkwrite = pte_mkwrite
 pmd_mkyoung = pte_mkyoung
-
-
-@elementwise
-def pmd_swp_soft_dirty(arch: Arch, pmd: Pte) -> Any:
-    return (pmd & arch.pmd_swp_sd_test) != U0
-
-
-@elementwise
-def pmd_swp_mksoft_dirty(arch: Arch, pmd: Pte) -> Pte:
-    return pmd | arch.pmd_swp_sd_set
-
-
-@elementwise
-def pmd_swp_clear_soft_dirty(arch: Arch, pmd: Pte) -> Pte:
-    return pmd & ~arch.pmd_swp_sd_clear

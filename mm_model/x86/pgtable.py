@@ -13,8 +13,9 @@ A swap entry has its type in bits 59-63 and the *inverted* offset in 9-58, so th
 ahead through it never meets real memory; 1 is soft-dirty, 2 uffd-wp, 3 exclusive.
 
 The functions are those of ``mm_model/arm64/pgtable.py``; generic code takes either file for
-``mm_model.asm.pgtable``. There is no patch to take hunks from: what the arm64 patch brings is here
-since 3.11, so no ``*_sd`` field is ever 0.
+``mm_model.asm.pgtable``. What both would say alike is in ``mm_model/pte_bits.py``. There is no
+patch to take hunks from: what the arm64 patch brings is here since 3.11, so no ``*_sd`` field is
+ever 0.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from mm_model.arch import U0 as U0
 from mm_model.arch import U1 as U1
 from mm_model.arch import Arch as Arch
 from mm_model.arch import Pte as Pte
+from mm_model.pte_bits import *  # noqa: F403
+from mm_model.pte_bits import pte_swp_clear_flags
 
 PAGE_PRESENT: Final = np.uint64(1 << 0)
 PAGE_RW: Final = np.uint64(1 << 1)
@@ -78,12 +81,6 @@ _USER_PAGE: Final = int(PAGE_PRESENT | PAGE_USER | PAGE_ACCESSED)
 
 
 @elementwise
-def pte_none(pte: Pte) -> Any:
-    """Nothing there at all."""
-    return pte == U0
-
-
-@elementwise
 def pte_present(arch: Arch, pte: Pte) -> Any:
     """Present, or PROT_NONE with its page kept."""
     return (pte & (PAGE_PRESENT | PAGE_PROTNONE)) != U0
@@ -115,11 +112,6 @@ def pte_dirty(pte: Pte) -> Any:
 
 
 @elementwise
-def pte_soft_dirty(arch: Arch, pte: Pte) -> Any:
-    return (pte & arch.sd_test) != U0
-
-
-@elementwise
 def pte_maps_one_page(pte: Pte) -> Any:
     """Present: the page entries that most faults are about."""
     return (pte & PAGE_PRESENT) != U0
@@ -129,24 +121,6 @@ def pte_maps_one_page(pte: Pte) -> Any:
 def pte_valid_cont(pte: Pte) -> Any:
     """There are no contiguous blocks."""
     return False
-
-
-@elementwise
-def pte_advance_pfn(arch: Arch, pte: Pte, pages: Any) -> Pte:
-    """The same entry for the frame ``pages`` further on."""
-    return pte + (pages << arch.page_shift)
-
-
-@elementwise
-def pte_pfn(arch: Arch, pte: Pte) -> Any:
-    """Page frame number: the content row, as ``numpy.uint64``."""
-    return (pte & arch.pfn_mask) >> arch.page_shift
-
-
-@elementwise
-def pfn_pte(arch: Arch, pfn: Any, prot: Any) -> Any:
-    """A page entry for frame ``pfn`` (``numpy.uint64``) with the protection bits ``prot``."""
-    return (pfn << arch.page_shift) | prot
 
 
 @elementwise
@@ -212,16 +186,6 @@ def pte_wrprotect_keeping_dbm(pte: Pte) -> Pte:
 
 
 @elementwise
-def pte_mksoft_dirty(arch: Arch, pte: Pte) -> Pte:
-    return pte | arch.sd_set
-
-
-@elementwise
-def pte_clear_soft_dirty(arch: Arch, pte: Pte) -> Pte:
-    return pte & ~arch.sd_clear
-
-
-@elementwise
 def pte_uffd_wp(pte: Pte) -> Any:
     return (pte & PAGE_UFFD_WP) != U0
 
@@ -245,51 +209,6 @@ def pte_modify(arch: Arch, pte: Pte, newprot: Any) -> Pte:
 
 
 @elementwise
-def pte_swp_exclusive(arch: Arch, pte: Pte) -> Any:
-    return (pte & arch.swp_exclusive) != U0
-
-
-@elementwise
-def pte_swp_mkexclusive(arch: Arch, pte: Pte) -> Pte:
-    return pte | arch.swp_exclusive
-
-
-@elementwise
-def pte_swp_clear_exclusive(arch: Arch, pte: Pte) -> Pte:
-    return pte & ~arch.swp_exclusive
-
-
-@elementwise
-def pte_swp_soft_dirty(arch: Arch, pte: Pte) -> Any:
-    return (pte & arch.swp_sd_test) != U0
-
-
-@elementwise
-def pte_swp_mksoft_dirty(arch: Arch, pte: Pte) -> Pte:
-    return pte | arch.swp_sd_set
-
-
-@elementwise
-def pte_swp_clear_soft_dirty(arch: Arch, pte: Pte) -> Pte:
-    return pte & ~arch.swp_sd_clear
-
-
-@elementwise
-def pte_swp_uffd_wp(arch: Arch, pte: Pte) -> Any:
-    return (pte & arch.swp_uffd_wp) != U0
-
-
-@elementwise
-def pte_swp_mkuffd_wp(arch: Arch, pte: Pte) -> Pte:
-    return pte | arch.swp_uffd_wp
-
-
-@elementwise
-def pte_swp_clear_uffd_wp(arch: Arch, pte: Pte) -> Pte:
-    return pte & ~arch.swp_uffd_wp
-
-
-@elementwise
 def swp_typed_entry_to_pte(arch: Arch, kind: Any, offset: Any) -> Any:
     """An entry of swap type ``kind`` at ``offset`` (both ``numpy.uint64``)."""
     inverted = (offset ^ arch.swp_offset_mask) & arch.swp_offset_mask
@@ -306,18 +225,6 @@ def swp_entry_to_pte(arch: Arch, offset: Any) -> Any:
 def pte_move_swp_offset(arch: Arch, pte: Pte, slots: Any) -> Pte:
     """The same entry for the swap slot ``slots`` (``numpy.uint64``) further on."""
     return pte - (slots << arch.swp_offset_shift)
-
-
-@elementwise
-def pte_swp_clear_flags(arch: Arch, pte: Pte) -> Pte:
-    """A swap entry without its flags: what swapoff compares (include/linux/swapops.h)."""
-    pte = pte_swp_clear_soft_dirty(arch, pte_swp_clear_exclusive(arch, pte))
-    return pte_swp_clear_uffd_wp(arch, pte)
-
-
-@elementwise
-def swp_type(arch: Arch, pte: Pte) -> Any:
-    return (pte >> arch.swp_type_shift) & arch.swp_type_mask
 
 
 @elementwise
@@ -349,21 +256,6 @@ def page_prot(arch: Arch, prot: int, shared: bool) -> np.uint64:
 
 
 # --- huge page entries: the same bits one level up, and PSE ---
-
-
-@elementwise
-def pmd_soft_dirty(arch: Arch, pmd: Pte) -> Any:
-    return (pmd & arch.pmd_sd_test) != U0
-
-
-@elementwise
-def pmd_mksoft_dirty(arch: Arch, pmd: Pte) -> Pte:
-    return pmd | arch.pmd_sd_set
-
-
-@elementwise
-def pmd_clear_soft_dirty(arch: Arch, pmd: Pte) -> Pte:
-    return pmd & ~arch.pmd_sd_clear
 
 
 @elementwise
@@ -400,18 +292,3 @@ pmd_wrprotect = pte_wrprotect
 pmd_mkdirty = pte_mkdirty
 pmd_mkwrite = pte_mkwrite
 pmd_mkyoung = pte_mkyoung
-
-
-@elementwise
-def pmd_swp_soft_dirty(arch: Arch, pmd: Pte) -> Any:
-    return (pmd & arch.pmd_swp_sd_test) != U0
-
-
-@elementwise
-def pmd_swp_mksoft_dirty(arch: Arch, pmd: Pte) -> Pte:
-    return pmd | arch.pmd_swp_sd_set
-
-
-@elementwise
-def pmd_swp_clear_soft_dirty(arch: Arch, pmd: Pte) -> Pte:
-    return pmd & ~arch.pmd_swp_sd_clear
