@@ -84,18 +84,13 @@ def _names(value: object) -> object:
 
 
 def _known_hunks(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Names without repeats, in a fixed order; ValueError for what the model cannot switch off."""
+    """Names without repeats, in a fixed order; ValueError for one that is no hunk's."""
     if not names:
         return names
     # Only a run with a hunk off needs the catalogue; importing the model takes a while.
-    from mm_model.errors import NotModelled
     from mm_model.hunks import check_hunks_off
 
-    try:
-        check_hunks_off(names)
-    except NotModelled as error:  # an OSError, which pydantic would not report
-        raise ValueError(error.strerror) from error
-    return tuple(sorted(set(names)))
+    return tuple(sorted(check_hunks_off(names)))
 
 
 def _broker_url(url: str) -> str:

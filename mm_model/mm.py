@@ -668,8 +668,6 @@ class Mm:
         """Advise on [addr, addr + length). Gaps give ENOMEM after the mapped parts were handled."""
         handler = _ADVICE.get(advice)
         if handler is None:
-            if advice in _LATER_ADVICE:
-                raise NotModelled(f"madvise: {_LATER_ADVICE[advice]} is not modelled yet")
             raise MmError(errno.EINVAL, f"madvise: unknown advice {advice}")
         end = self._check_range("madvise", addr, length)
         if advice in (uapi.MADV_POPULATE_READ, uapi.MADV_POPULATE_WRITE):
@@ -1439,8 +1437,6 @@ _ADVICE: dict[int, Callable[[Mm, VmArea, int, int, int], None]] = {
     uapi.MADV_POPULATE_READ: Mm._madvise_flags,
     uapi.MADV_POPULATE_WRITE: Mm._madvise_flags,
 }
-
-_LATER_ADVICE: dict[int, str] = {}
 
 
 def _readonly(values: ArrayLike, dtype: type[np.generic]) -> NDArray[Any]:

@@ -49,6 +49,7 @@ from mm_model import (
     MAP_ANONYMOUS,
     MAP_FIXED,
     MAP_FIXED_NOREPLACE,
+    MAP_HUGE_SHIFT,
     MAP_HUGETLB,
     MAP_PRIVATE,
     MAP_SHARED,
@@ -65,7 +66,6 @@ from mm_model import (
 
 _SECOND_NS: Final = 10**9
 _PROT: Final = {"none": PROT_NONE, "r": PROT_READ, "rw": READ_WRITE}
-_MAP_HUGE_SHIFT: Final = 26
 _HUGETLB_SHIFT: Final = {"hugetlb64k": 16, "hugetlb2m": 21}
 _ADVICE: Final = {
     "willneed": MADV_WILLNEED,
@@ -238,7 +238,7 @@ class ScriptWorkload(Workload):
         flags |= MAP_SHARED if sharing == "shared" else MAP_PRIVATE
         if op.kind.startswith("hugetlb"):
             shift = _HUGETLB_SHIFT[op.kind.removesuffix("-shared")]
-            flags |= MAP_HUGETLB | shift << _MAP_HUGE_SHIFT
+            flags |= MAP_HUGETLB | shift << MAP_HUGE_SHIFT
         length = op.count * self.setting.page_size
         task.processes[ROOT].mmap(self._at(op), length, READ_WRITE, flags)
 

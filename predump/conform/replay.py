@@ -74,17 +74,6 @@ NO_CHILD = -1000
 """The probe's result of an operation on a child, or a userfaultfd, that is not there."""
 
 
-LATER = {
-    "ksm": "merging equal pages (KSM)",
-    "unmerge": "merging equal pages (KSM)",
-    "compact": "page migration (compaction)",
-    "thpsplit": "splitting huge pages (debugfs)",
-    "mthp": "large folios (mTHP)",
-    "thp": "the setting of transparent huge pages",
-}
-"""Operations for which the model has no call yet."""
-
-
 class Player:
     """The probe program's part: executes operations on a fresh machine of the model."""
 
@@ -212,7 +201,7 @@ class Player:
                     lambda: self.mm.madvise(self._at(op), self._length(op), ADVICE[verb])
                 )
             case verb:
-                raise NotModelled(f"{verb}: {LATER.get(verb, 'an operation')} is not modelled yet")
+                raise NotModelled(f"{verb}: an operation is not modelled yet")
 
     def migrate(self, who: str, region: int, page: int) -> None:
         """Move one page to another frame, as compaction may."""

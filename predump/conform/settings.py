@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any, Final
 
-from mm_model import PROFILES, ModelConfig, NotModelled
+from mm_model import PROFILES, ModelConfig
 from predump.overrides import Override, parse_override
 
 FRAMES: Final = 1 << 14
@@ -102,8 +102,6 @@ def build_config(settings: Mapping[str, Any]) -> ModelConfig:
     """The model's configuration; SettingError in one line if it cannot be."""
     try:
         return ModelConfig(**settings)
-    except NotModelled as error:
-        raise SettingError(str(error.strerror)) from error
     except ValueError as error:
         raise SettingError(str(error)) from error
 
