@@ -795,7 +795,9 @@ class Mm:
         self._refuse_hugetlb(area)
         if area.shared_id and room:
             raise NotModelled("madvise: MADV_COLLAPSE of shared objects")
-        if not room or area.flags & VM_NOHUGEPAGE:
+        # Also where nothing was ever mapped (hugepage_vma_check() of mm/huge_memory.c).
+        self._pull()
+        if not room or area.flags & VM_NOHUGEPAGE or not area.anon_vma:
             raise MmError(errno.EINVAL, "madvise: MADV_COLLAPSE: no huge page can be here")
         first, last = -(-start // span) * span, end // span * span
         done = 0

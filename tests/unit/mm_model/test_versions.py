@@ -119,6 +119,14 @@ def test_ksm_merges_pages_it_saw_before_ahead_of_new_ones(kernel: str) -> None:
     assert player.show("self", 0, descriptors=False).fields["soft_dirty"] == "00001"
 
 
+@pytest.mark.parametrize("kernel", ["6.1", "6.12"])
+def test_collapse_is_refused_where_nothing_was_ever_mapped(kernel: str) -> None:
+    """Even if the range has no whole huge page in it: the mapping is asked for its anon_vma."""
+    text = "map 0 anon-private 512; collapse 0 0 1; write 0 0 1; collapse 0 0 1"
+    results, _ = run(kernel, text, frames=4096)
+    assert results == [0, -errno.EINVAL, 0, 0]
+
+
 @pytest.mark.parametrize(("kernel", "huge"), [("6.1", 512), ("6.12", 0)])
 def test_debugfs_does_not_split_what_may_not_be_accessed_in_6_1(kernel: str, huge: int) -> None:
     """Found by fuzzing: 6.1 splits no folio there, and so makes nothing of it soft-dirty."""
