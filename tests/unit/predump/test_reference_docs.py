@@ -11,15 +11,17 @@ from livemigration.spec import (
     DowntimeLimitPolicySpec,
     FixedPolicySpec,
     HunksSpec,
+    HybridPolicySpec,
     KernelSpec,
     LinkSpec,
+    PostCopyPolicySpec,
     SourceSpec,
     TelemetrySpec,
     ThpSpec,
     ThresholdPolicySpec,
     VerifySpec,
 )
-from predump.result import Downtime, Mismatch, Result, RoundResult
+from predump.result import Downtime, Mismatch, PageRange, PostCopy, Result, RoundResult
 from predump.scenario import SCENARIO_KEYS, MigrationSection
 
 ROOT = Path(__file__).parents[3]
@@ -52,7 +54,10 @@ def test_every_key_of_a_table_is_explained(key: str) -> None:
     assert f"`{key}`" in SCENARIOS
 
 
-@pytest.mark.parametrize("model", [FixedPolicySpec, ThresholdPolicySpec, DowntimeLimitPolicySpec])
+@pytest.mark.parametrize(
+    "model",
+    [FixedPolicySpec, ThresholdPolicySpec, DowntimeLimitPolicySpec, PostCopyPolicySpec],
+)
 def test_every_policy_is_explained_with_its_defaults(model: type[BaseModel]) -> None:
     row = next(
         line
@@ -65,7 +70,14 @@ def test_every_policy_is_explained_with_its_defaults(model: type[BaseModel]) -> 
             assert f"`{key}` = {shown}" in row
 
 
-@pytest.mark.parametrize("model", [Result, RoundResult, Downtime, Mismatch])
+def test_the_hybrid_policy_adds_to_what_post_copy_has() -> None:
+    row = next(line for line in SCENARIOS.splitlines() if line.startswith('| `"hybrid"`'))
+    for key in HybridPolicySpec.model_fields.keys() - PostCopyPolicySpec.model_fields.keys():
+        shown = HybridPolicySpec.model_fields[key].default
+        assert f"`{key}` = {shown!r}".replace("'", '"') in row
+
+
+@pytest.mark.parametrize("model", [Result, RoundResult, Downtime, Mismatch, PostCopy, PageRange])
 def test_every_field_of_a_result_is_explained(model: type[BaseModel]) -> None:
     names = [field.alias or name for name, field in model.model_fields.items()]
     assert [name for name in names if f"`{name}`" not in RESULTS] == []
