@@ -238,6 +238,10 @@ class VirtualRun(_Run):
     def _run_until_complete(self) -> None:
         """The task runs from arrival to arrival."""
         while self.missing.left:
+            if not self._line and self._free > self._now():
+                # What the task asks for until then can come first.
+                self._work(self._free - self._offset)
+                continue
             if not self._line and not self._push_one():
                 return
             self._work(self._line[0].arrives_ns - self._offset)

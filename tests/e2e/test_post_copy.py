@@ -1,6 +1,8 @@
 """Post-copy and hybrid migrations as a whole: every page comes and is compared."""
 
 import asyncio
+import json
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +10,8 @@ from predump.inprocess import migrate_in_process
 from predump.result import Result
 from predump.runner import run_scenario
 from predump.scenario import Scenario, scenario_from_mapping
+from predump.sweep import ResultStore, load_grid
+from predump.sweep.store import Finished
 
 ZIPF = {"kind": "zipf", "rate": "20000 pages/s", "write_size": 64}
 
@@ -107,3 +111,24 @@ def test_a_page_that_the_pre_dumps_lost_is_found_before_the_hand_over() -> None:
     assert result.pages_different > 0
     assert result.owner == "source"  # which still can take it back
     assert result.post_copy is None
+
+
+def test_a_sweep_keeps_how_the_pages_came_in_columns(tmp_path: Path) -> None:
+    grid = tmp_path / "grid.toml"
+    grid.write_text(
+        'schema = "predump.sweep/1"\nname = "small"\n[base]\nmemory = "1MiB"\n'
+        'workload = { kind = "uniform", rate = "5000 pages/s" }\n'
+        '[axes]\n"policy.kind" = ["post-copy", "stop-and-copy"]\n'
+    )
+    with ResultStore(tmp_path / "results.duckdb") as store:
+        for point in load_grid(grid).points():
+            result = in_process(point.scenario)
+            kept = json.loads(result.to_json())
+            store.record("small", point, Finished(kept), result.versions)
+        names = "pages_lazy, working_set, faults, faults_remote, stalled_s, residual_s, slowdown"
+        rows = store.rows(f"SELECT {names}, result FROM runs ORDER BY point")
+    later = json.loads(rows[0].pop("result"))["post_copy"]
+    assert rows[0] == {name: later[name] for name in rows[0]}
+    assert rows[0]["faults"] > 0
+    assert rows[1].pop("result")
+    assert set(rows[1].values()) == {None}
