@@ -91,6 +91,10 @@ class Runs:
         """(addresses, ascending; positions in `indices`) of those pages that are here."""
         if not self.start.size:
             return _NO_PAGES, _NO_INDICES
+        if self.start.size == 1:
+            offset = indices - self.first[0]
+            known = np.flatnonzero((offset >= 0) & (offset < np.int64(self.pages[0])))
+            return self.start[0] + offset[known].astype(np.uint64) * np.uint64(page_size), known
         order = np.argsort(self.first, kind="stable")
         first = self.first[order]
         at = np.searchsorted(first, indices, side="right") - 1

@@ -38,8 +38,9 @@ from livemigration.v1 import common_pb2
 
 log = logging.getLogger(__name__)
 
-WINDOW = 2
-"""Batches that are under way unasked, on the wall clock: one on the line and one behind it."""
+WINDOW_BYTES = 512 << 10
+"""What is under way unasked on the wall clock, at least two batches: requests go ahead, so that the
+line does not run dry."""
 
 KIB = 1024
 
@@ -201,6 +202,9 @@ class VirtualRun(_Run):
         finally:
             self._running = False
 
+    def close(self) -> None:
+        """Nothing to end."""
+
     def _run_to(self, workload_ns: int) -> None:
         with self._execution.lock:
             try:
@@ -349,12 +353,14 @@ class WallRun(_Run):
     ) -> None:
         """See `_Run`. Nothing is asked for before `start`."""
         super().__init__(execution, missing, plan, channel, when_whole)
+        self._window = max(2, WINDOW_BYTES // (self._most * missing.page_size))
         self._ahead: set[int] = set()  # requests for batches that nobody waits for
         self._complete: Future[None] = Future()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="pages")
         self._began_ns = 0
         self._began_workload = execution.workload_ns
         self._closed = threading.Event()
+        self._called = threading.Event()  # the arrivals' turn is coming
 
     def start(self) -> None:
         """The task runs from now on."""
@@ -363,7 +369,8 @@ class WallRun(_Run):
 
     def arrived(self) -> None:
         """A frame is in the channel; called in the event loop."""
-        if not self._closed.is_set():
+        if not self._closed.is_set() and not self._called.is_set():
+            self._called.set()  # one turn takes all that has arrived by then
             self._pool.submit(self._arrivals)
 
     def lost(self, error: SourceLost) -> None:
@@ -383,7 +390,11 @@ class WallRun(_Run):
         await asyncio.shield(asyncio.wrap_future(self._complete))
         if not self.record.halted:
             await self._run_execution(workload_ns)
-        self._pool.shutdown(wait=False)
+
+    def close(self) -> None:
+        """Ends the thread that places pages."""
+        self._closed.set()
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _run_execution(self, workload_ns: int) -> None:
         try:
@@ -393,6 +404,7 @@ class WallRun(_Run):
 
     def _arrivals(self) -> None:
         with self._execution.lock:
+            self._called.clear()
             try:
                 while (found := self._channel.poll()) is not None:
                     self._arrive(*found)
@@ -409,7 +421,7 @@ class WallRun(_Run):
 
     def _fill(self) -> None:
         """Keeps batches under way."""
-        while len(self._ahead) < WINDOW and self._gone is None:
+        while len(self._ahead) < self._window and self._gone is None:
             indices = self._next()
             if not indices.size:
                 return

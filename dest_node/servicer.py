@@ -362,6 +362,8 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
                 await asyncio.wait([work], timeout=5)
                 work.cancel()
         self._continuing = self._watching = None
+        if incoming is not None and incoming.post_copy is not None:
+            incoming.post_copy.close()
 
     async def Abort(
         self, request: destination_node_pb2.AbortRequest, context: _Context

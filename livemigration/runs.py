@@ -46,6 +46,8 @@ def near_pieces(addresses: U64, page_size: int) -> list[U64]:
 
     What is close together is looked up in one walk of the page tables.
     """
+    if int(addresses[-1]) - int(addresses[0]) == (addresses.size - 1) * page_size:
+        return [addresses]
     # A step down wraps around to a large number.
     far = addresses[1:] - addresses[:-1] > np.uint64((NEAR_PAGES + 1) * page_size)
     return np.split(addresses, np.flatnonzero(far) + 1)

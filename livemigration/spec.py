@@ -276,13 +276,13 @@ class LazySpec(Spec):
         "page, or what lies around the last faults",
     )
     batch: Size = Field(
-        default=256 * 2**10,
+        default=128 * 2**10,
         ge=4096,
         le=2**20,
         description="page bytes fetched at once, unasked by the task (one page at least)",
     )
     pivots: int = Field(
-        default=4, ge=1, le=64, description="around-faults: so many faults are fetched around"
+        default=7, ge=1, le=64, description="around-faults: so many faults are fetched around"
     )
     lost_after: Time = Field(
         default="10s",

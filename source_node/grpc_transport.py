@@ -287,7 +287,36 @@ class GrpcTransport:
     async def pages_over(self) -> common_pb2.PostCopyRecord:
         """Answers requests until it is over."""
         assert self._pages is not None
-        return await self._pages.run()
+        serving = asyncio.create_task(self._pages.run())
+        watching = asyncio.create_task(self._watch_destination(self._pages))
+        try:
+            await asyncio.wait([serving, watching], return_when=asyncio.FIRST_COMPLETED)
+            if not serving.done():
+                watching.result()
+            return await serving
+        finally:
+            for work in (serving, watching):
+                work.cancel()
+            await asyncio.gather(serving, watching, return_exceptions=True)
+
+    async def _watch_destination(self, pages: PageStream) -> None:
+        """Raises `DestinationLost` when a destination that asks for nothing does not answer either.
+
+        A host that is switched off, or cut off, ends no connection.
+        """
+        while True:
+            await asyncio.sleep(pages.patience_s)
+            if time.monotonic() - pages.heard < pages.patience_s:
+                continue
+            try:
+                await self._stub.GetMigration(
+                    destination_node_pb2.GetMigrationRequest(migration_id=self._id),
+                    timeout=pages.patience_s,
+                )
+            except grpc.aio.AioRpcError as error:
+                # What else can be wrong is for the stream to find out.
+                if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                    raise self._error(error) from error
 
     # -- proof and hand-over
 

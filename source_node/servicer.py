@@ -282,6 +282,8 @@ class SourceNode(source_node_pb2_grpc.SourceNodeServicer):
                 raise WrongState("no migration is under way")
             if request.migration_id and request.migration_id != hosted.migration_id:
                 raise UnknownMigration(f"migration {request.migration_id!r} is not under way here")
+            if hosted.ownership.state is Ownership.SERVING:
+                raise WrongState("the task runs at the destination already, and needs its pages")
             running.migration.request_abort("on request")
             await asyncio.wait([running.work])
             return self._status()

@@ -11,11 +11,15 @@ from predump.runner import Hosts
 
 @dataclass
 class Cutter:
-    """A TCP relay that cuts its connections each time so many bytes have passed."""
+    """A TCP relay that cuts its connections each time so many bytes have passed.
+
+    `silent`: it does not end them, it only passes nothing on any more, as when a cable is pulled.
+    """
 
     target: str
     cut_after: int
     cuts_left: int
+    silent: bool = False
     cuts: int = 0
     passed: int = 0
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
@@ -32,6 +36,8 @@ class Cutter:
     ) -> None:
         with suppress(ConnectionError):
             while data := await reader.read(65536):
+                if self.silent and self.cuts:
+                    continue
                 if counted:
                     self.passed += len(data)
                     if self.cuts_left and self.passed >= self.cut_after:
@@ -42,10 +48,18 @@ class Cutter:
         with suppress(ConnectionError, RuntimeError):
             writer.close()
 
+    async def close(self) -> None:
+        """Ends what is left of the connections."""
+        for writer in self._writers:
+            writer.transport.abort()
+        await asyncio.gather(*(w.wait_closed() for w in self._writers), return_exceptions=True)
+
     def _cut(self) -> None:
         self.passed = 0
         self.cuts += 1
         self.cuts_left -= 1
+        if self.silent:
+            return
         for writer in self._writers:
             writer.transport.abort()
 

@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 
 from livemigration.channel import open_channel
-from livemigration.v1 import common_pb2, source_node_pb2, source_node_pb2_grpc
+from livemigration.v1 import (
+    common_pb2,
+    destination_node_pb2,
+    destination_node_pb2_grpc,
+    source_node_pb2,
+    source_node_pb2_grpc,
+)
 from predump.hosts import LocalHosts
 from predump.inprocess import migrate_in_process
 from predump.result import Result
@@ -97,6 +103,17 @@ def test_the_command_says_which_pages_are_missing_and_fails(tmp_path: Path) -> N
     check_stranded(Result.from_json((tmp_path / "result.json").read_text()))
 
 
+async def migrate(stub: Any, made: Scenario, destination: str) -> Any:
+    """The migration's result, without anybody settling it."""
+    start = source_node_pb2.StartTaskRequest(clock="virtual")
+    start.spec.update(made.task.to_struct())
+    await stub.StartTask(start)
+    request = source_node_pb2.MigrateRequest(destination=destination)
+    request.spec.update(made.migration.to_struct())
+    (result,) = [e.result async for e in stub.Migrate(request) if e.HasField("result")]
+    return result
+
+
 async def lose_destination(phase: str) -> list[Any]:
     """The migration's result, and what settling says when asked and on an operator's word."""
     made = scenario()
@@ -106,12 +123,7 @@ async def lose_destination(phase: str) -> list[Any]:
         open_channel(hosts.source.address) as channel,
     ):
         stub = source_node_pb2_grpc.SourceNodeStub(channel)
-        start = source_node_pb2.StartTaskRequest(clock="virtual")
-        start.spec.update(made.task.to_struct())
-        await stub.StartTask(start)
-        request = source_node_pb2.MigrateRequest(destination=hosts.dest.address)
-        request.spec.update(made.migration.to_struct())
-        results = [e.result async for e in stub.Migrate(request) if e.HasField("result")]
+        results = [await migrate(stub, made, hosts.dest.address)]
         running = []
         for decision in (kind.DECISION_ASK, kind.DECISION_KEEP):
             task = await stub.GetTask(source_node_pb2.GetTaskRequest())
@@ -121,6 +133,36 @@ async def lose_destination(phase: str) -> list[Any]:
         task = await stub.GetTask(source_node_pb2.GetTaskRequest())
         assert [*running, task.running] == [False, False, True]
         return results
+
+
+async def pull_the_cable(made: Scenario) -> tuple[Any, Any]:
+    """(the migration's result at the source, how it is at the destination)."""
+    async with LocalHosts(made.task.memory) as hosts:
+        cutter = Cutter(hosts.dest.address, 2 * MIB, 1, silent=True)
+        async with (
+            relayed(hosts, cutter) as between,
+            open_channel(hosts.source.address) as channel,
+            open_channel(hosts.dest.address) as beside,
+        ):
+            stub = source_node_pb2_grpc.SourceNodeStub(channel)
+            result = await migrate(stub, made, between.dest)
+            assert cutter.cuts == 1
+            there: Any = destination_node_pb2_grpc.DestinationNodeStub(beside)
+            status = await there.GetMigration(
+                destination_node_pb2.GetMigrationRequest(migration_id=result.migration_id)
+            )
+            await cutter.close()
+            return result, status.post_copy
+
+
+def test_hosts_that_are_cut_off_from_each_other_both_find_out() -> None:
+    """Nothing ends the connection: each of them waits for an answer that does not come."""
+    made = scenario(policy={"kind": "post-copy", "lost_after": "2s"})
+    here, there = asyncio.run(pull_the_cable(made))
+    assert here.ownership == common_pb2.OWNERSHIP_STATE_IN_DOUBT
+    assert "as it was at the freeze" in here.error
+    assert "did not answer" in there.halted
+    assert 0 < there.pages_missing < there.pages_lazy
 
 
 @pytest.mark.parametrize("phase", ["pages", "in-commit"])
