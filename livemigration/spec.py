@@ -41,6 +41,7 @@ LARGEST_MEMORY = 64 * 2**30
 LARGEST_SEED = 2**53 - 1
 """Struct carries numbers as doubles; larger seeds would change on their way to the other host."""
 MOST_ROUNDS = 999
+LEAST_PATIENCE_NS = 100_000_000
 _WORKLOAD_LIMITS = {
     "write_size": "page_size",
     "working_set": "memory",
@@ -56,6 +57,14 @@ _FOLIO_SIZE = re.compile(r"[1-9][0-9]{0,6}kB")
 def _checked_time(text: str) -> str:
     parse_time_ns(text)
     return text.strip()
+
+
+def _patient(text: str) -> str:
+    if parse_time_ns(text) < LEAST_PATIENCE_NS:
+        raise ValueError(
+            f'{text!r} does not tell a lost host from a busy one; write at least "100ms"'
+        )
+    return text
 
 
 def _checked_bandwidth(text: str) -> str:
@@ -284,7 +293,7 @@ class LazySpec(Spec):
     pivots: int = Field(
         default=7, ge=1, le=64, description="around-faults: so many faults are fetched around"
     )
-    lost_after: Time = Field(
+    lost_after: Annotated[Time, AfterValidator(_patient)] = Field(
         default="10s",
         description="a source that is away for longer is lost, and the task stops at the first "
         "page that is missing",

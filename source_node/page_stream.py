@@ -31,6 +31,9 @@ SERVE_BATCHES = 4
 """Batches made ready at once: a switch between threads costs as much as gathering one."""
 
 _RETRY_S = 0.1
+_OPEN_S = 5.0
+"""A busy host may take so long to answer a new stream."""
+
 _DRILL_REQUEST = 5
 """A drill "in the middle of serving" strikes after so many answers."""
 
@@ -83,7 +86,7 @@ class PageStream:
         """Returns when the destination has the stream; raises MigrationError."""
         self._call = self._open(metadata=(("migration-id", self._id),))
         try:
-            async with asyncio.timeout(self.patience_s):
+            async with asyncio.timeout(max(self.patience_s, _OPEN_S)):
                 await self._call.initial_metadata()
             if self._call.done():
                 raise self._error(await self._call.code(), await self._call.details())

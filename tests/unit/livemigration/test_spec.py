@@ -350,3 +350,17 @@ def test_every_key_has_a_description() -> None:
 def test_folios_as_large_as_a_contiguous_block_have_a_name(page_size: int, kilobytes: int) -> None:
     task = {"workload": ZIPF, "page_size": page_size, "thp": {"hugepages": {"cont": "always"}}}
     assert TaskSpec.from_struct(task).thp.sizes(page_size) == ((kilobytes, "always"),)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        ("lost_after", "0s", "'0s' does not tell a lost host from a busy one"),
+        ("batch", 1024, "must be at least 4096"),
+        ("batch", "2MiB", "must be at most 1048576"),
+        ("pivots", 0, "must be at least 1"),
+    ],
+)
+def test_lazy_pages_that_could_not_come_are_refused(key: str, value: object, line: str) -> None:
+    with pytest.raises(SpecError, match=f"^policy.{key}: .*{line}"):
+        MigrationSpec.from_struct({"policy": {"kind": "post-copy", key: value}})
