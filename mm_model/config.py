@@ -50,7 +50,8 @@ class KernelProfile:
     ``ksm_skips_protnone``
         follow_page() does not find pages that the task may not access. So debugfs does not split
         their folios, and KSM does not find them again in its unstable tree: a page that comes upon
-        one there neither merges nor enters the tree. The scan itself finds them, since it walks
+        one there neither merges nor enters the tree. Nor does break_ksm() find them: they stay
+        merged when all others are given copies. The scan itself finds them, since it walks
         the page tables ("ksm: use range-walk function to jump over holes in
         scan_get_next_rmap_item", in the stable series as well). Until 6.6: "mm/gup: reintroduce
         FOLL_NUMA as FOLL_HONOR_NUMA_FAULT".

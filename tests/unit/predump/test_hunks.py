@@ -53,14 +53,8 @@ def hunks(*arguments: object) -> tuple[int, str, str]:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache") / "shortest.json"
-
-
-@pytest.fixture
-def kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> ShortestScenarios:
-    """Scenarios kept in a file of these tests, which the command uses, too."""
-    monkeypatch.setattr(shortest, "cache_file", lambda: cache)
+def kept() -> ShortestScenarios:
+    """What the search found for every hunk, as the command shows it."""
     return ShortestScenarios()
 
 
@@ -100,22 +94,41 @@ def test_shortest_scenario_cannot_lose_an_operation(kept: ShortestScenarios) -> 
         assert "spurious" not in disagreements(shorter, COMPLETE, without)
 
 
-def test_scenarios_are_searched_once(
-    kept: ShortestScenarios, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", MODELLED)
+def test_kept_scenarios_still_hold(name: str, kept: ShortestScenarios) -> None:
+    """Nothing is searched: `make shortest` was run since the model or the search changed."""
+    found = kept.of(name, lambda name: pytest.fail(f"searched without {name}"))
+    for kind, entry in found.items():
+        assert entry.ops == shrink(
+            entry.ops,
+            lambda ops, kind=kind: (
+                kind in disagreements(ops, COMPLETE, config_without(name), blame_reference=False)
+            ),
+        )
+
+
+def test_scenario_that_no_longer_holds_is_searched_anew(
+    tmp_path: Path, kept: ShortestScenarios
 ) -> None:
-    before = kept.of("pte_modify")
-    monkeypatch.setattr(shortest, "search_kinds", pytest.fail)
-    assert ShortestScenarios().of("pte_modify") == before
-
-
-def test_damaged_cache_is_searched_anew(tmp_path: Path) -> None:
-    file = tmp_path / "cut.json"
-    file.write_text('{"pte_modify": {"spurious"')
+    stored = json.loads(shortest.KEPT.read_text())
+    stored["pte_modify"]["spurious"]["script"].remove("clear")
+    stale = tmp_path / "stale.json"
+    stale.write_text(json.dumps(stored))
     searched: list[str] = []
-    found = ShortestScenarios(file).of("pte_modify", searched.append)
+    scenarios = ShortestScenarios(stale)
+    assert scenarios.of("pte_modify", searched.append) == kept.of("pte_modify")
     assert searched == ["pte_modify"]
-    assert "spurious" in found
-    assert ShortestScenarios(file).of("pte_modify", pytest.fail) == found
+    assert scenarios.of("pte_modify", pytest.fail) == kept.of("pte_modify")
+    scenarios.of("pte_swp_mksoft_dirty", pytest.fail)
+
+
+@pytest.mark.parametrize("text", ['{"pte_modify": {"spurious"', "[]", '{"pte_modify": 3}'])
+def test_damaged_file_of_scenarios_is_as_none(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "damaged.json"
+    file.write_text(text)
+    searched: list[str] = []
+    assert "spurious" in ShortestScenarios(file).of("pte_modify", searched.append)
+    assert searched == ["pte_modify"]
 
 
 def test_hunk_that_large_folios_need_is_neutral_on_base_pages() -> None:
