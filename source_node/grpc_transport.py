@@ -58,10 +58,10 @@ _ANSWERS = {
 
 _BROKEN = (
     grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.INTERNAL,  # how a stream cut in the middle of a message shows
+    grpc.StatusCode.INTERNAL,  # how a call cut in the middle of a message shows
     grpc.StatusCode.CANCELLED,
 )
-"""Statuses of a connection that broke: the stream is opened again."""
+"""Statuses of a connection that broke: the stream is opened again, a question asked again."""
 
 _Stream = grpc.aio.StreamStreamCall[bytes, common_pb2.TransferAck]
 
@@ -227,7 +227,7 @@ class GrpcTransport:
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.NOT_FOUND:
                     raise self._started_anew() from error
-                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                if error.code() not in _BROKEN:
                     raise self._error(error) from error
                 if time.monotonic() > deadline:
                     raise self._error(broken or error) from error
@@ -346,7 +346,7 @@ class GrpcTransport:
             except grpc.aio.AioRpcError as error:
                 now = time.monotonic()
                 lost_at = lost_at or now
-                unreachable = error.code() is grpc.StatusCode.UNAVAILABLE
+                unreachable = error.code() in _BROKEN
                 if not unreachable or not self._store_id or now - lost_at > SETTLE_S:
                     raise self._error(error) from error
             await asyncio.sleep(_RETRY_S)
