@@ -266,7 +266,11 @@ def build_arch(config: ModelConfig) -> Arch:
     table_shift = page_shift - 3
     levels = -(-(VA_BITS - page_shift) // table_shift)
     tracking = "have_arch_soft_dirty" not in off
-    swp_bit = 1 << 61 if "swap-bit-61" in off else layout.swp_soft_dirty
+    swp_bit = layout.swp_soft_dirty
+    if "swap-bit-61" in off:
+        swp_bit = 1 << 61
+    elif "swap-bit-exclusive" in off:
+        swp_bit = layout.swp_exclusive
 
     def unless(name: str, bit: int) -> np.uint64:
         return np.uint64(bit if tracking and name not in off else 0)

@@ -319,6 +319,21 @@ def test_matrix_counts_what_each_hunk_does_beyond_the_whole_patch() -> None:
     assert all(cell.lost == 0 for cell in spurious.values())
 
 
+NEUTRAL = {
+    "get_and_clear_full_ptes",
+    "huge_ptep_set_access_flags",
+    "swap-bit-61",  # beyond the offsets of any swap device
+    CONTPTE_FIXED,  # what all are held against
+}
+
+
+def test_matrix_shows_every_hunk_but_the_neutral_ones() -> None:
+    complete, *rows = matrix(MODELLED, sequences=1, workloads=())
+    assert {row.hunk for row in rows if not row.beyond(complete)} == NEUTRAL
+    shown = {row.hunk for row in rows if "ops:shortest" in row.beyond(complete)}
+    assert shown == set(MODELLED) - NEUTRAL
+
+
 # -- the commands
 
 
