@@ -224,6 +224,13 @@ def serve_source_command(
             help="Authority that signed the destination's certificate; default: --tls-client-ca.",
         ),
     ] = None,
+    policies: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FOLDER|MODULE",
+            help="Let callers choose policies from there, which is Python code; repeatable.",
+        ),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Serve as a source until SIGTERM: hold a task, run it, migrate it away."""
@@ -239,6 +246,7 @@ def serve_source_command(
             credentials=channel_credentials(TlsConfig(authority, tls_cert, tls_key))
             if authority
             else None,
+            policies=_policy_places(policies or []),
         )
         asyncio.run(serve_source(config, _announcer("source")))
 
@@ -409,6 +417,20 @@ def _listen(
     if port_file is not None and port_file.is_dir():
         raise InputError(f"--port-file {port_file}: is a directory; name a file in it")
     return ListenConfig(address=address, credentials=credentials, port_file=port_file)
+
+
+def _policy_places(places: list[str]) -> tuple[str, ...]:
+    """Folders made absolute, and names of modules; refuses what can be neither."""
+    checked = []
+    for place in places:
+        folder = Path(place)
+        if folder.is_dir():
+            checked.append(str(folder.resolve()))
+        elif all(part.isidentifier() for part in place.split(".")):
+            checked.append(place)
+        else:
+            raise InputError(f"--policies {place}: there is no such directory")
+    return tuple(checked)
 
 
 def _announcer(role: str) -> Callable[[str], None]:

@@ -8,7 +8,7 @@ This is what ``predump run`` calls and what a program or a test calls:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,9 @@ _OWNERS = {
     common_pb2.OWNERSHIP_STATE_RELEASED: "destination",
     common_pb2.OWNERSHIP_STATE_IN_DOUBT: "in-doubt",
 }
+
+_REFUSED = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION)
+"""The migration never began; the task that was started for it would be in the next one's way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,7 @@ async def run_scenario(
                         mqtt=mqtt or scenario.telemetry.mqtt,
                         drill=drill,
                         debug=debug,
+                        policies=scenario.policies,
                     )
                 )
             except NodeFailed as error:
@@ -137,10 +141,16 @@ async def _events(
     request = source_node_pb2.MigrateRequest(
         destination=hosts.dest, spec=_struct(scenario.migration.to_struct())
     )
-    async for event in stub.Migrate(request):
-        if event.HasField("result"):
-            return event.result
-        on_event(_plain(event))
+    try:
+        async for event in stub.Migrate(request):
+            if event.HasField("result"):
+                return event.result
+            on_event(_plain(event))
+    except grpc.aio.AioRpcError as error:
+        if error.code() in _REFUSED:
+            with suppress(grpc.aio.AioRpcError):  # the refusal is what the user must hear of
+                await stub.StopTask(source_node_pb2.StopTaskRequest())
+        raise
     raise RunError("the source ended the migration without a result")
 
 
