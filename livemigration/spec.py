@@ -366,6 +366,17 @@ class VerifySpec(Spec):
     )
 
 
+class RecordSpec(Spec):
+    """What results say beyond totals."""
+
+    pages: bool = Field(
+        default=False, description="for every round, where in memory the pages are that it sends"
+    )
+    bins: int = Field(
+        default=96, ge=8, le=1024, description="into about so many bins of addresses at most"
+    )
+
+
 class TelemetrySpec(Spec):
     """Where progress is published."""
 
@@ -525,6 +536,7 @@ class MigrationSpec(_StructSpec):
     link: LinkSpec = Field(default=LinkSpec(), description="the network")
     verify: VerifySpec = Field(default=VerifySpec(), description="how memory is compared")
     costs: CostSpec = Field(default=CostSpec(), description="what the kernel's work costs")
+    record: RecordSpec = Field(default=RecordSpec(), description="what results say beyond totals")
     run_after: Time = Field(
         default="1s",
         description="how long the workload goes on at the destination, in its own time",

@@ -27,7 +27,7 @@ from livemigration.v1 import (
 )
 from predump.exit_status import BAD_INPUT, FAILED
 from predump.hosts import LocalHosts, NodeFailed
-from predump.result import Downtime, Mismatch, Result, RoundResult
+from predump.result import Downtime, Mismatch, PageMap, ProcessPages, Result, RoundResult
 from predump.scenario import Scenario
 from predump.versions import versions
 
@@ -210,6 +210,20 @@ def _plain(event: source_node_pb2.MigrationEvent) -> dict[str, Any]:
     return plain
 
 
+def _page_map(there: common_pb2.PageMap) -> PageMap:
+    return PageMap(
+        bin_bytes=there.bin_bytes,
+        processes=tuple(
+            ProcessPages(
+                pid=process.pid,
+                start=tuple(f"{address:#x}" for address in process.start),
+                pages=tuple(process.pages),
+            )
+            for process in there.processes
+        ),
+    )
+
+
 def to_result(scenario: Scenario, outcome: source_node_pb2.MigrationResult) -> Result:
     """The result of a run as its JSON object has it."""
     down = outcome.downtime
@@ -235,6 +249,7 @@ def to_result(scenario: Scenario, outcome: source_node_pb2.MigrationResult) -> R
                 bytes_wire=r.bytes_wire,
                 duration_s=r.duration_ns / NS,
                 reason=r.reason,
+                page_map=_page_map(r.page_map) if r.HasField("page_map") else None,
             )
             for r in outcome.rounds
         ),
@@ -267,4 +282,5 @@ def to_result(scenario: Scenario, outcome: source_node_pb2.MigrationResult) -> R
         wall_s=outcome.wall_ns / NS,
         transfer_wall_s=outcome.transfer_wall_ns / NS,
         versions=versions(),
+        scenario={"task": scenario.task.to_struct(), "migration": scenario.migration.to_struct()},
     )
