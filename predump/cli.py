@@ -27,6 +27,7 @@ from predump.mm_cli import mm_command
 from predump.overrides import OverrideError, parse_override
 from predump.progress import make_progress
 from predump.render import make_console, print_result
+from predump.report_cli import report_command
 from predump.result import Result
 from predump.scenario import Scenario, ScenarioError, load_scenario
 from predump.sweep_cli import sweep_command
@@ -53,6 +54,7 @@ app.add_typer(conform_app, name="conform")
 app.add_typer(hunks_app, name="hunks")
 app.command("mm")(mm_command)
 app.command("sweep")(sweep_command)
+app.command("report")(report_command)
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show where an error came from.")]
 ScenarioFile = Annotated[Path, typer.Argument(metavar="SCENARIO", help="A scenario file (TOML).")]
