@@ -19,6 +19,7 @@ from livemigration.errors import MigrationError
 from livemigration.spec import TelemetrySpec
 from livemigration.spec_errors import first_line
 from predump.command import explained_errors, fail, unexpected
+from predump.compare_cli import compare_command
 from predump.conform_cli import conform_app
 from predump.demo import demo_scenario, run_demo
 from predump.exit_status import BAD_INPUT, FAILED
@@ -55,6 +56,8 @@ app.add_typer(hunks_app, name="hunks")
 app.command("mm")(mm_command)
 app.command("sweep")(sweep_command)
 app.command("report")(report_command)
+app.command("compare")(compare_command)
+app.command("compare")(compare_command)
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show where an error came from.")]
 ScenarioFile = Annotated[Path, typer.Argument(metavar="SCENARIO", help="A scenario file (TOML).")]

@@ -36,6 +36,8 @@ class Run:
     settings: Mapping[str, Any]
     result: Result | None
     error: str = ""
+    sweep: str = ""
+    repeat: int = 0
 
 
 def load_runs(path: str | Path) -> list[Run]:
@@ -92,14 +94,19 @@ def _of_rows(database: duckdb.DuckDBPyConnection, table: str, path: Path) -> lis
 def _of_row(row: tuple[Any, ...], path: Path) -> Run:
     sweep, point, repeat, status, error, axes, scenario, result = row
     origin = f"{sweep} point {point}" + (f" repeat {repeat}" if repeat else "")
-    made = None
+    made: Result | None = None
     if status == "done":
-        made = _result(result, f"{path}: {origin}")
-        if made.error is not None:
-            return Run(
-                origin, json.loads(axes), settings_of(json.loads(scenario)), None, made.error
-            )
-    return Run(origin, json.loads(axes), settings_of(json.loads(scenario)), made, error or "")
+        read = _result(result, f"{path}: {origin}")
+        made, error = (read, "") if read.error is None else (None, read.error)
+    return Run(
+        origin,
+        json.loads(axes),
+        settings_of(json.loads(scenario)),
+        made,
+        error or "",
+        sweep=sweep,
+        repeat=repeat,
+    )
 
 
 def _of_json(path: Path) -> Run:
