@@ -26,6 +26,7 @@ from predump.exit_status import BAD_INPUT, FAILED
 from predump.hunks_cli import hunks_app
 from predump.mm_cli import mm_command
 from predump.overrides import OverrideError, parse_override
+from predump.policies_cli import policies_command
 from predump.progress import make_progress
 from predump.render import make_console, print_result
 from predump.report_cli import report_command
@@ -55,6 +56,7 @@ app.add_typer(conform_app, name="conform")
 app.add_typer(hunks_app, name="hunks")
 app.command("mm")(mm_command)
 app.command("sweep")(sweep_command)
+app.command("policies")(policies_command)
 app.command("report")(report_command)
 app.command("compare")(compare_command)
 app.command("compare")(compare_command)
