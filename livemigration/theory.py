@@ -8,6 +8,8 @@ of the published models (Clark et al., NSDI 2005; Liu et al., HPDC 2011, 10.1145
 D is a constant only as long as no page is written twice in a round. With writes that fall on pages
 at random the expected number of distinct pages is what counts: `distinct_pages` for any access
 distribution, with N * (1 - (1 - 1/N)**w) for w writes spread evenly over N pages.
+
+`livemigration.history` has the models that know a workload by what was recorded of it.
 """
 
 from __future__ import annotations
