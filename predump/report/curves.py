@@ -139,17 +139,33 @@ def _panel(
         s="policy", at=axis.title, value="simulated", model="closed form", rounds="rounds"
     )
     series = by_series(study.series)
-    layers: list[dict[str, Any]] = [
-        {
-            "transform": [{"filter": "isValid(datum.m)"}],
-            "mark": {"type": "line", "strokeDash": [5, 4], "strokeWidth": 1.25},
-            "encoding": {"y": {"field": "m", **y}},
-        },
-        {
-            "transform": [{"filter": "datum.lo < datum.hi"}],
-            "mark": {"type": "rule", "strokeWidth": 1.5},
-            "encoding": {"y": {"field": "lo", **y}, "y2": {"field": "hi"}},
-        },
+    layers: list[dict[str, Any]] = []
+    # Without theory to lead the eye from point to point, a thin line does.
+    if any(row["m"] is None for row in rows):
+        layers.append(
+            {
+                "transform": [{"filter": "!isValid(datum.m)"}],
+                "mark": {"type": "line", "strokeWidth": 1, "opacity": 0.7},
+                "encoding": {"y": {"field": "y", **y}},
+            }
+        )
+    if any(row["m"] is not None for row in rows):
+        layers.append(
+            {
+                "transform": [{"filter": "isValid(datum.m)"}],
+                "mark": {"type": "line", "strokeDash": [5, 4], "strokeWidth": 1.25},
+                "encoding": {"y": {"field": "m", **y}},
+            }
+        )
+    if any(row["lo"] < row["hi"] for row in rows):
+        layers.append(
+            {
+                "transform": [{"filter": "datum.lo < datum.hi"}],
+                "mark": {"type": "rule", "strokeWidth": 1.5},
+                "encoding": {"y": {"field": "lo", **y}, "y2": {"field": "hi"}},
+            }
+        )
+    layers.append(
         {
             "mark": {"type": "point", "filled": True, "size": 64, "opacity": 1},
             "encoding": {
@@ -157,15 +173,6 @@ def _panel(
                 "shape": shape_of(study.series),
                 "tooltip": tips,
             },
-        },
-    ]
-    # Without theory to lead the eye from point to point, a thin line does.
-    layers.insert(
-        0,
-        {
-            "transform": [{"filter": "!isValid(datum.m)"}],
-            "mark": {"type": "line", "strokeWidth": 1, "opacity": 0.7},
-            "encoding": {"y": {"field": "y", **y}},
-        },
+        }
     )
     return view(data={"values": rows}, layer=layers, encoding={"x": {"field": "x", **x}, **series})

@@ -6,6 +6,7 @@ costs (stopping, scanning, restoring) come from the run's own cost model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -57,9 +58,13 @@ def expected(done: Done) -> Expected | None:
     if model is None:
         return None
     final = model.round_bytes[-1]
-    after = (costs.copy_ns(int(final)) + costs.restore_ns(1, int(final)) + costs.resume) / NS
-    downtime = model.downtime_s + latency + after
-    return Expected(downtime, model.total_s + latency + after, model.total_bytes)
+    # Frozen, pages are copied first and sent then; while the task runs both go on at once.
+    bandwidth = parse_bandwidth(settings["link.bandwidth"]) / 8
+    sending = (final / bandwidth if bandwidth else 0.0) + costs.copy_ns(int(final)) / NS
+    after = (costs.restore_ns(1, int(final)) + costs.resume) / NS
+    downtime = frozen + sending + latency + after
+    total = math.fsum(model.round_s[:-1]) + downtime
+    return Expected(downtime, total, model.total_bytes)
 
 
 def _bytes_per_s(settings: Mapping[str, Any], costs: CostSpec) -> float:

@@ -141,11 +141,7 @@ def _panel(cells: list[dict[str, Any]], span: tuple[float, float]) -> Spec:
                     "tooltip": [tip for tip in tips if tip["title"]],
                 },
             },
-            {
-                "transform": [{"filter": "datum.stuck"}],
-                "mark": {"type": "point", "shape": _X, "size": 36, "strokeWidth": 1.75},
-                "encoding": {"x": {"field": "r", **x}, "y": y},
-            },
+            *_stuck_layer(cells, x, y),
             {
                 "data": {"values": [{"one": 1}]},
                 "mark": {"type": "rule", "strokeWidth": 2},
@@ -155,3 +151,16 @@ def _panel(cells: list[dict[str, Any]], span: tuple[float, float]) -> Spec:
     )
     spec["height"] = _ROW * len(rows) + 10
     return spec
+
+
+def _stuck_layer(cells: list[dict[str, Any]], x: Spec, y: Spec) -> list[Spec]:
+    """Crosses on the cells that have one; no layer if none has."""
+    if not any(cell["stuck"] for cell in cells):
+        return []
+    return [
+        {
+            "transform": [{"filter": "datum.stuck"}],
+            "mark": {"type": "point", "shape": _X, "size": 36, "strokeWidth": 1.75},
+            "encoding": {"x": {"field": "r", **x}, "y": y},
+        }
+    ]

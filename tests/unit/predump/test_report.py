@@ -219,8 +219,9 @@ def test_axes_are_logarithmic_where_values_are_far_apart() -> None:
     ],
     ids=lambda table: "-".join(str(value) for value in table.values()),
 )
+@pytest.mark.parametrize("bandwidth", ["200Mbit/s", "100Gbit/s"])
 async def test_with_its_costs_a_run_is_what_theory_expects(
-    workload: dict[str, Any], policy: dict[str, Any]
+    workload: dict[str, Any], policy: dict[str, Any], bandwidth: str
 ) -> None:
     """Distinct pages of few hundred writes scatter by a few percent; times hardly do."""
     scenario = scenario_from_mapping(
@@ -229,7 +230,7 @@ async def test_with_its_costs_a_run_is_what_theory_expects(
             "memory": "16MiB",
             "workload": workload,
             "policy": policy,
-            "link": {"bandwidth": "200Mbit/s", "latency": "1ms"},
+            "link": {"bandwidth": bandwidth, "latency": "1ms"},
             "migration": {"run_after": "0s"},
         }
     )
@@ -281,3 +282,20 @@ def test_what_cannot_be_reported_is_told_in_one_line(
     assert ended.exit_code == 2
     assert says in ended.stderr
     assert ended.stderr.count("\n") == 1
+
+
+def test_figures_have_no_layers_without_data(tmp_path: Path) -> None:
+    """Vega warns of those on the reader's console."""
+    runs = sweep(
+        tmp_path / "r.duckdb",
+        {"workload.rate": ["500 pages/s", "1000 pages/s", "1500 pages/s", "2000 pages/s"]},
+        policy={"kind": "auto-converge"},
+    )
+    filters = [
+        step["filter"]
+        for figure in figures_of(study(runs))
+        for panel in figure.panels
+        for layer in panel.spec.get("layer", ())
+        for step in layer.get("transform", ())
+    ]
+    assert set(filters) == {"!isValid(datum.m)"}  # no theory, no repeats, nothing stuck
