@@ -109,6 +109,36 @@ def open_page(chromium: Browser, file: Path, **options: Any) -> Opened:
     return opened
 
 
+def luminance(rgb: str) -> float:
+    """Relative luminance of ``rgb(r, g, b)`` (WCAG 2.2)."""
+    channels = [int(part) / 255 for part in re.findall(r"\d+", rgb)[:3]]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    lighter, darker = sorted((luminance(one), luminance(other)), reverse=True)
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def fills(page: Page, what: str) -> list[str]:
+    """The colours that elements are filled with."""
+    found: list[str] = page.evaluate(
+        "what => [...document.querySelectorAll(what)].map(e => getComputedStyle(e).fill)", what
+    )
+    return found
+
+
+def assert_all_stands_out(page: Page) -> None:
+    """Words and points against the ground (WCAG 2.2, 1.4.3 and 1.4.11)."""
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    words = fills(page, "#downtime svg text")
+    assert words and all(contrast(word, ground) >= 4.5 for word in words)
+    points = set(fills(page, "#downtime .mark-symbol path"))
+    assert len(points) == 3
+    assert all(contrast(point, ground) >= 3 for point in points)
+
+
 @pytest.mark.parametrize(
     "options",
     [DESK, DESK | {"color_scheme": "dark"}, PHONE],
@@ -137,39 +167,7 @@ def test_all_figures_render_without_a_word_and_without_a_network(
     width = options["viewport"]["width"]
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.title() == "Downtime & <rate>"
-    page.context.close()
-
-
-def luminance(rgb: str) -> float:
-    """Relative luminance of ``rgb(r, g, b)`` (WCAG 2.2)."""
-    channels = [int(part) / 255 for part in re.findall(r"\d+", rgb)[:3]]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def contrast(one: str, other: str) -> float:
-    lighter, darker = sorted((luminance(one), luminance(other)), reverse=True)
-    return (lighter + 0.05) / (darker + 0.05)
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_words_and_points_stand_out_from_the_ground(
-    chromium: Browser, report: Report, scheme: str
-) -> None:
-    page = open_page(chromium, report.page, **DESK, color_scheme=scheme).page
-    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    fills = page.evaluate(
-        """what => [...document.querySelectorAll(what)].map(e => getComputedStyle(e).fill)""",
-        "#downtime svg text",
-    )
-    assert fills and all(contrast(fill, ground) >= 4.5 for fill in fills)
-    points = page.evaluate(
-        """what => [...document.querySelectorAll(what)].map(e => getComputedStyle(e).fill)""",
-        "#downtime .mark-symbol path",
-    )
-    assert len(set(points)) == 3
-    # Graphics need 3 to 1 (WCAG 1.4.11).
-    assert all(contrast(point, ground) >= 3 for point in points)
+    assert_all_stands_out(page)
     page.context.close()
 
 
