@@ -16,6 +16,7 @@
     const drawn = await vegaEmbed(panel, spec, {
       config: isDark() ? themes.dark : themes.light,
       renderer: "svg",
+      tooltip: { theme: isDark() ? "dark" : "light" },
       actions: { export: true, source: false, compiled: false, editor: false },
       downloadFileName: panel.dataset.name,
       ast: true,
