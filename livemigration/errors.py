@@ -9,6 +9,7 @@
   * DestinationLost - the destination cannot be reached or came back without the task
   * CommitInDoubt - commit was sent and no answer came
   * Aborted - somebody asked for the end of the migration
+  * PolicyFailed - a policy of the user's raised an error, or said what cannot be followed
 """
 
 from __future__ import annotations
@@ -48,3 +49,7 @@ class Aborted(MigrationError):
 
 class CommitInDoubt(MigrationError):
     """Commit was sent and no answer came: the destination may own the task now, or not."""
+
+
+class PolicyFailed(MigrationError):
+    """A policy of the user's failed; the task stays at the source."""

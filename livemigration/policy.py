@@ -21,10 +21,13 @@ final, frozen one, and why. Sources of the rules, as read in their code:
   or after iteration 5; and the older xc_domain_save's third rule, never more than three times the
   memory in all.
 * `StopAndCopy` - no pre-dump at all: the baseline that the others are measured against.
+
+A user's own class (``kind = "module:Class"``) is one more: see `livemigration.user_policy`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -36,6 +39,7 @@ from livemigration.spec import (
     PolicySpec,
     StopAndCopyPolicySpec,
     ThresholdPolicySpec,
+    UserPolicySpec,
     XenPolicySpec,
 )
 
@@ -251,8 +255,12 @@ class StopAndCopy:
         return Decision(True, "the task is frozen from the start")
 
 
-def build_policy(spec: PolicySpec) -> Policy:
-    """The policy that a scenario's ``[policy]`` describes, for one migration."""
+def build_policy(spec: PolicySpec, places: Sequence[str] = ()) -> Policy:
+    """The policy that a scenario's ``[policy]`` describes, for one migration.
+
+    `places`: where a class of the user's may come from (`livemigration.user_policy`, whose errors
+    are raised); without any, none is run.
+    """
     match spec:
         case FixedPolicySpec():
             return FixedRounds(spec.rounds)
@@ -274,3 +282,7 @@ def build_policy(spec: PolicySpec) -> Policy:
             return Xen(spec.max_rounds, spec.few_pages, spec.most_times)
         case StopAndCopyPolicySpec():
             return StopAndCopy()
+        case UserPolicySpec():
+            from livemigration.user_policy import load_policy  # which needs this module
+
+            return load_policy(spec, places)

@@ -10,6 +10,7 @@ Rates, times and bandwidths stay the text that people wrote, checked; properties
 
 import re
 from collections.abc import Mapping
+from math import inf
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -17,10 +18,13 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 from livemigration.costs import CostSpec
@@ -51,6 +55,7 @@ _WORKLOAD_LIMITS = {
 """Sizes in a workload that cannot be larger than another key."""
 LATER_TRACKERS = ("host",)
 _FOLIO_SIZE = re.compile(r"[1-9][0-9]{0,6}kB")
+_MODULE_AND_CLASS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 
 
 def _checked_time(text: str) -> str:
@@ -97,6 +102,26 @@ def _broker_url(url: str) -> str:
     if url:
         parse_broker_url(url)
     return url
+
+
+def _module_and_class(kind: str) -> str:
+    if not _MODULE_AND_CLASS.fullmatch(kind):
+        raise ValueError(f'{kind!r} names no class; write "module:Class"')
+    return kind
+
+
+def _check_plain(key: str, value: object) -> None:
+    """ValueError for what would not be the same on the other side of a protobuf Struct."""
+    if isinstance(value, list):
+        for item in value:
+            _check_plain(key, item)
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            _check_plain(f"{key}.{name}", item)
+    elif isinstance(value, int) and abs(value) > LARGEST_SEED:
+        raise ValueError(f"{key}: {value} is too large; write at most {LARGEST_SEED}")
+    elif not isinstance(value, str | int | float) or value in (inf, -inf) or value != value:
+        raise ValueError(f"{key}: {value} cannot be handed to a policy; write text or a number")
 
 
 Size = Annotated[int, BeforeValidator(_size)]
@@ -267,7 +292,33 @@ class StopAndCopyPolicySpec(Spec):
     kind: Literal["stop-and-copy"] = "stop-and-copy"
 
 
-PolicySpec = Annotated[
+class UserPolicySpec(Spec):
+    """A policy of the user's own: a Python class, and the keys that its constructor takes."""
+
+    model_config = ConfigDict(extra="allow")
+
+    kind: Annotated[str, AfterValidator(_module_and_class)] = Field(
+        description='"module:Class", a module beside the scenario file or an installed one'
+    )
+    module_sha256: str = Field(
+        default="",
+        pattern=r"^([0-9a-f]{64})?$",
+        description="what the module holds; set when the scenario is read, so that results say it",
+    )
+
+    @model_validator(mode="after")
+    def _plain_options(self) -> Self:
+        for key, value in self.options.items():
+            _check_plain(key, value)
+        return self
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The further keys of the table: what the class is constructed with."""
+        return {key: _whole_floats_to_int(value) for key, value in (self.model_extra or {}).items()}
+
+
+ReadyPolicySpec = Annotated[
     FixedPolicySpec
     | ThresholdPolicySpec
     | DowntimeLimitPolicySpec
@@ -276,6 +327,17 @@ PolicySpec = Annotated[
     | XenPolicySpec
     | StopAndCopyPolicySpec,
     Field(discriminator="kind"),
+]
+
+
+def _whose_policy(value: Any) -> str:
+    kind = value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
+    return "own" if isinstance(kind, str) and ":" in kind else "ready"
+
+
+PolicySpec = Annotated[
+    Annotated[ReadyPolicySpec, Tag("ready")] | Annotated[UserPolicySpec, Tag("own")],
+    Discriminator(_whose_policy),
 ]
 
 
@@ -301,6 +363,17 @@ class VerifySpec(Spec):
 
     mode: Literal["digest", "bytes"] = Field(
         default="digest", description='digests made independently, or "bytes": the memory itself'
+    )
+
+
+class RecordSpec(Spec):
+    """What results say beyond totals."""
+
+    pages: bool = Field(
+        default=False, description="for every round, where in memory the pages are that it sends"
+    )
+    bins: int = Field(
+        default=96, ge=8, le=1024, description="into about so many bins of addresses at most"
     )
 
 
@@ -463,6 +536,7 @@ class MigrationSpec(_StructSpec):
     link: LinkSpec = Field(default=LinkSpec(), description="the network")
     verify: VerifySpec = Field(default=VerifySpec(), description="how memory is compared")
     costs: CostSpec = Field(default=CostSpec(), description="what the kernel's work costs")
+    record: RecordSpec = Field(default=RecordSpec(), description="what results say beyond totals")
     run_after: Time = Field(
         default="1s",
         description="how long the workload goes on at the destination, in its own time",

@@ -129,7 +129,7 @@ async def migrate_in_process(
         execution=hosted.execution,
         ownership=hosted.ownership,
         transport=there,
-        policy=build_policy(scenario.migration.policy),
+        policy=build_policy(scenario.migration.policy, scenario.policies),
         clock=VirtualClock(hosted.execution.advance),
         observer=_Silent(),
         reference=hosted.reference,

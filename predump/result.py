@@ -42,6 +42,21 @@ class _Record(BaseModel):
     )
 
 
+class ProcessPages(_Record):
+    """The pages of one process in a round, by bins of addresses."""
+
+    pid: Annotated[int, Field(ge=1)] = Field(description="the process; the root is 1")
+    start: tuple[Address, ...] = Field(description="addresses of the bins that have any, ascending")
+    pages: tuple[Count, ...] = Field(description="how many are in each of them")
+
+
+class PageMap(_Record):
+    """Where in memory the pages are that a round sends."""
+
+    bin_bytes: Count = Field(description="size of a bin, a power of two; bins start at multiples")
+    processes: tuple[ProcessPages, ...] = Field(description="by process")
+
+
 class RoundResult(_Record):
     """One round: 0 is the full copy, the last one was sent while the task was frozen."""
 
@@ -55,6 +70,9 @@ class RoundResult(_Record):
     bytes_wire: Count = Field(description="bytes that this round put on the wire")
     duration_s: Seconds = Field(description="from the start of the round to its last byte")
     reason: str = Field(description="why the round was made, or why it was the last one")
+    page_map: PageMap | None = Field(
+        default=None, description="where its pages are, if the scenario asked for it; else null"
+    )
 
 
 class Downtime(_Record):
@@ -122,6 +140,11 @@ class Result(_Record):
         description="real time from the first page sent to verified, whatever the clock"
     )
     versions: dict[str, str] = Field(description="predump, Python, NumPy, Numba, gRPC ...")
+    scenario: dict[str, Any] | None = Field(
+        default=None,
+        description="what was run, with every key: objects `task` and `migration`; null in results "
+        "that are kept beside it",
+    )
 
     @property
     def exit_code(self) -> int:

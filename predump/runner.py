@@ -8,7 +8,7 @@ This is what ``predump run`` calls and what a program or a test calls:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from livemigration.v1 import (
 )
 from predump.exit_status import BAD_INPUT, FAILED
 from predump.hosts import LocalHosts, NodeFailed
-from predump.result import Downtime, Mismatch, Result, RoundResult
+from predump.result import Downtime, Mismatch, PageMap, ProcessPages, Result, RoundResult
 from predump.scenario import Scenario
 from predump.versions import versions
 
@@ -42,6 +42,9 @@ _OWNERS = {
     common_pb2.OWNERSHIP_STATE_RELEASED: "destination",
     common_pb2.OWNERSHIP_STATE_IN_DOUBT: "in-doubt",
 }
+
+_REFUSED = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION)
+"""The migration never began; the task that was started for it would be in the next one's way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,7 @@ async def run_scenario(
                         mqtt=mqtt or scenario.telemetry.mqtt,
                         drill=drill,
                         debug=debug,
+                        policies=scenario.policies,
                     )
                 )
             except NodeFailed as error:
@@ -137,10 +141,16 @@ async def _events(
     request = source_node_pb2.MigrateRequest(
         destination=hosts.dest, spec=_struct(scenario.migration.to_struct())
     )
-    async for event in stub.Migrate(request):
-        if event.HasField("result"):
-            return event.result
-        on_event(_plain(event))
+    try:
+        async for event in stub.Migrate(request):
+            if event.HasField("result"):
+                return event.result
+            on_event(_plain(event))
+    except grpc.aio.AioRpcError as error:
+        if error.code() in _REFUSED:
+            with suppress(grpc.aio.AioRpcError):  # the refusal is what the user must hear of
+                await stub.StopTask(source_node_pb2.StopTaskRequest())
+        raise
     raise RunError("the source ended the migration without a result")
 
 
@@ -200,6 +210,20 @@ def _plain(event: source_node_pb2.MigrationEvent) -> dict[str, Any]:
     return plain
 
 
+def _page_map(there: common_pb2.PageMap) -> PageMap:
+    return PageMap(
+        bin_bytes=there.bin_bytes,
+        processes=tuple(
+            ProcessPages(
+                pid=process.pid,
+                start=tuple(f"{address:#x}" for address in process.start),
+                pages=tuple(process.pages),
+            )
+            for process in there.processes
+        ),
+    )
+
+
 def to_result(scenario: Scenario, outcome: source_node_pb2.MigrationResult) -> Result:
     """The result of a run as its JSON object has it."""
     down = outcome.downtime
@@ -225,6 +249,7 @@ def to_result(scenario: Scenario, outcome: source_node_pb2.MigrationResult) -> R
                 bytes_wire=r.bytes_wire,
                 duration_s=r.duration_ns / NS,
                 reason=r.reason,
+                page_map=_page_map(r.page_map) if r.HasField("page_map") else None,
             )
             for r in outcome.rounds
         ),
@@ -257,4 +282,5 @@ def to_result(scenario: Scenario, outcome: source_node_pb2.MigrationResult) -> R
         wall_s=outcome.wall_ns / NS,
         transfer_wall_s=outcome.transfer_wall_ns / NS,
         versions=versions(),
+        scenario={"task": scenario.task.to_struct(), "migration": scenario.migration.to_struct()},
     )

@@ -13,8 +13,16 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from livemigration.spec import MigrationSpec, Spec, TaskSpec, TelemetrySpec, Time
+from livemigration.spec import (
+    MigrationSpec,
+    Spec,
+    TaskSpec,
+    TelemetrySpec,
+    Time,
+    UserPolicySpec,
+)
 from livemigration.spec_errors import Problem, explain, kinds, members, unknown_name
+from livemigration.user_policy import PolicyError, find_module, load_policy, module_name
 from livemigration.workload.spec import TraceSpec
 from predump.overrides import Override, OverrideError, apply_overrides
 from predump.toml_file import read_toml
@@ -42,12 +50,17 @@ class ScenarioError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """One migration to run: what `run_scenario` takes. Paths in it are absolute."""
+    """One migration to run: what `run_scenario` takes. Paths in it are absolute.
+
+    `policies`: where the policy's class is if it is the user's own (a folder, or the name of an
+    installed module; `livemigration.user_policy`), else empty.
+    """
 
     name: str
     task: TaskSpec
     migration: MigrationSpec
     telemetry: TelemetrySpec
+    policies: tuple[str, ...] = ()
 
 
 def load_scenario(
@@ -95,6 +108,8 @@ def scenario_from_mapping(
         assert problem is not None
         raise ScenarioError(_line(problem, origin, given))
     scenario, problem = _with_absolute_paths(scenario, base_dir or Path.cwd(), check_paths)
+    if problem is None:
+        scenario, problem = _with_policy(scenario, base_dir or Path.cwd(), check_paths)
     if problem is not None:
         raise ScenarioError(_line(problem, origin, given))
     return scenario
@@ -197,6 +212,9 @@ def _drop_keys_of_other_kinds(
         field = TaskSpec.model_fields.get(table_name) or MigrationSpec.model_fields.get(table_name)
         if field is None or not isinstance(table, Mapping) or table.get("kind") == override.value:
             continue
+        if table_name == "policy" and ":" in str(override.value):
+            result[table_name] = {}  # a user's own, which has none of the others' keys
+            continue
         for model in members(field.annotation):
             if override.value in kinds(model):
                 known = model.model_fields
@@ -228,3 +246,30 @@ def _with_absolute_paths(
         workload = task.workload.model_copy(update={"file": str(trace)})
         task = task.model_copy(update={"workload": workload})
     return replace(scenario, task=task), None
+
+
+def _with_policy(
+    scenario: Scenario, base_dir: Path, check: bool
+) -> tuple[Scenario, Problem | None]:
+    """The scenario with the place of the user's own policy, and what is wrong with that.
+
+    With `check` false a module that is not here is left to the host that has it.
+    """
+    policy = scenario.migration.policy
+    if not isinstance(policy, UserPolicySpec):
+        return scenario, None
+    name = module_name(policy)
+    try:
+        found = find_module(name, (str(base_dir.resolve()), name))
+        if found is None:
+            file = f"{name.replace('.', '/')}.py"
+            what = f"there is no {file} in {base_dir} and no installed module {name}"
+            return scenario, Problem("policy.kind", what) if check else None
+        policy = policy.model_copy(update={"module_sha256": found.sha256})
+        load_policy(policy, (found.place,))
+    except OSError as error:
+        return scenario, Problem("policy.kind", f"{name} cannot be read: {error.strerror}")
+    except PolicyError as error:
+        return scenario, Problem("policy", str(error))
+    migration = scenario.migration.model_copy(update={"policy": policy})
+    return replace(scenario, migration=migration, policies=(found.place,)), None

@@ -47,6 +47,7 @@ from livemigration.v1 import common_pb2, destination_node_pb2
 from livemigration.verification import addresses_of, chunks, ranges
 from mm_model import MmError
 from source_node.outcome import Downtime, Outcome, Round
+from source_node.page_map import PageMaps
 from source_node.tracker import ProcessScan, RoundScan, Tracker
 
 U64 = NDArray[np.uint64]
@@ -133,6 +134,7 @@ class Migration:
             spec.link.bandwidth_bps / 8 if clock.name == "wall" else 0, batch.BATCH_BYTES // 2
         )
         self._tracker = Tracker(origin.tracker)
+        self._page_maps = PageMaps(spec.record.bins) if spec.record.pages else None
         self._abort_reason: str | None = None
         self._sequence = 0
         self._traffic = _Traffic()
@@ -468,6 +470,7 @@ class Migration:
             pages_lost=scan.lost,
             pages_spurious=scan.spurious,
             pages_scanned=scan.scanned,
+            page_map=self._page_maps.of(scan) if self._page_maps is not None else None,
         )
         self.outcome.rounds.append(record)
         return record

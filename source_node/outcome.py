@@ -66,6 +66,7 @@ class Round:
     pages_lost: int = 0
     pages_spurious: int = 0
     pages_scanned: int = 0
+    page_map: common_pb2.PageMap | None = None
 
     def to_proto(self) -> common_pb2.RoundRecord:
         """As a message."""
@@ -82,6 +83,7 @@ class Round:
             pages_spurious=self.pages_spurious,
             pages_scanned=self.pages_scanned,
             frozen_ns=self.frozen_ns,
+            page_map=self.page_map,
         )
 
     def to_json(self) -> dict[str, object]:

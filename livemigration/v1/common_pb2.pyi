@@ -394,6 +394,7 @@ class RoundRecord(_message.Message):
     PAGES_SPURIOUS_FIELD_NUMBER: _builtins.int
     PAGES_SCANNED_FIELD_NUMBER: _builtins.int
     FROZEN_NS_FIELD_NUMBER: _builtins.int
+    PAGE_MAP_FIELD_NUMBER: _builtins.int
     round: _builtins.int
     pages_sent: _builtins.int
     """zero pages included"""
@@ -412,6 +413,10 @@ class RoundRecord(_message.Message):
     pages_scanned: _builtins.int
     frozen_ns: _builtins.int
     """how long the task stood still in this round"""
+    @_builtins.property
+    def page_map(self) -> Global___PageMap:
+        """if the scenario asks for it"""
+
     def __init__(
         self,
         *,
@@ -427,14 +432,72 @@ class RoundRecord(_message.Message):
         pages_spurious: _builtins.int = ...,
         pages_scanned: _builtins.int = ...,
         frozen_ns: _builtins.int = ...,
+        page_map: Global___PageMap | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["page_map", b"page_map"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_wire", b"bytes_wire", "duration_ns", b"duration_ns", "frozen_ns", b"frozen_ns", "pages_lost", b"pages_lost", "pages_scanned", b"pages_scanned", "pages_sent", b"pages_sent", "pages_soft_dirty", b"pages_soft_dirty", "pages_spurious", b"pages_spurious", "pages_written", b"pages_written", "pages_zero", b"pages_zero", "reason", b"reason", "round", b"round"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_wire", b"bytes_wire", "duration_ns", b"duration_ns", "frozen_ns", b"frozen_ns", "page_map", b"page_map", "pages_lost", b"pages_lost", "pages_scanned", b"pages_scanned", "pages_sent", b"pages_sent", "pages_soft_dirty", b"pages_soft_dirty", "pages_spurious", b"pages_spurious", "pages_written", b"pages_written", "pages_zero", b"pages_zero", "reason", b"reason", "round", b"round"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RoundRecord: _TypeAlias = RoundRecord  # noqa: Y015
+
+@_typing.final
+class PageMap(_message.Message):
+    """Where the pages are that a round found to send, by bins of addresses."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BIN_BYTES_FIELD_NUMBER: _builtins.int
+    PROCESSES_FIELD_NUMBER: _builtins.int
+    bin_bytes: _builtins.int
+    """a power of two; bins start at its multiples"""
+    @_builtins.property
+    def processes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProcessPages]: ...
+    def __init__(
+        self,
+        *,
+        bin_bytes: _builtins.int = ...,
+        processes: _abc.Iterable[Global___ProcessPages] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bin_bytes", b"bin_bytes", "processes", b"processes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PageMap: _TypeAlias = PageMap  # noqa: Y015
+
+@_typing.final
+class ProcessPages(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PID_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    PAGES_FIELD_NUMBER: _builtins.int
+    pid: _builtins.int
+    @_builtins.property
+    def start(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """addresses of the bins that have any, ascending"""
+
+    @_builtins.property
+    def pages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """how many are in each of them"""
+
+    def __init__(
+        self,
+        *,
+        pid: _builtins.int = ...,
+        start: _abc.Iterable[_builtins.int] | None = ...,
+        pages: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pages", b"pages", "pid", b"pid", "start", b"start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProcessPages: _TypeAlias = ProcessPages  # noqa: Y015
 
 @_typing.final
 class DowntimeRecord(_message.Message):

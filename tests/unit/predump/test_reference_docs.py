@@ -13,13 +13,14 @@ from livemigration.spec import (
     HunksSpec,
     KernelSpec,
     LinkSpec,
+    RecordSpec,
     SourceSpec,
     TelemetrySpec,
     ThpSpec,
     ThresholdPolicySpec,
     VerifySpec,
 )
-from predump.result import Downtime, Mismatch, Result, RoundResult
+from predump.result import Downtime, Mismatch, PageMap, ProcessPages, Result, RoundResult
 from predump.scenario import SCENARIO_KEYS, MigrationSection
 
 ROOT = Path(__file__).parents[3]
@@ -35,6 +36,7 @@ TABLES: dict[str, type[BaseModel]] = {
     "link": LinkSpec,
     "verify": VerifySpec,
     "migration": MigrationSection,
+    "record": RecordSpec,
     "telemetry": TelemetrySpec,
     "costs": CostSpec,
 }
@@ -65,7 +67,7 @@ def test_every_policy_is_explained_with_its_defaults(model: type[BaseModel]) -> 
             assert f"`{key}` = {shown}" in row
 
 
-@pytest.mark.parametrize("model", [Result, RoundResult, Downtime, Mismatch])
+@pytest.mark.parametrize("model", [Result, RoundResult, Downtime, Mismatch, PageMap, ProcessPages])
 def test_every_field_of_a_result_is_explained(model: type[BaseModel]) -> None:
     names = [field.alias or name for name, field in model.model_fields.items()]
     assert [name for name in names if f"`{name}`" not in RESULTS] == []

@@ -29,7 +29,7 @@ def test_every_promised_field_is_there() -> None:
     data = json.loads(lossy_result().to_json())
     assert data["schema"] == RESULT_SCHEMA == "predump.result/1"
     assert set(data) >= PROMISED
-    assert set(data["rounds"][0]) == PROMISED_OF_A_ROUND
+    assert set(data["rounds"][0]) >= PROMISED_OF_A_ROUND
     assert set(data["downtime_s"]) == PARTS_OF_DOWNTIME
     assert set(data["mismatches"][0]) == {"pid", "start", "pages", "last_round"}
 
