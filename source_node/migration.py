@@ -46,8 +46,9 @@ from livemigration.transport import Transport
 from livemigration.v1 import common_pb2, destination_node_pb2
 from livemigration.verification import addresses_of, chunks, ranges
 from mm_model import MmError
+from source_node.dirty import build_tracker
 from source_node.outcome import Downtime, Outcome, Round
-from source_node.tracker import ProcessScan, RoundScan, Tracker
+from source_node.tracker import ProcessScan, RoundScan
 
 U64 = NDArray[np.uint64]
 
@@ -132,7 +133,7 @@ class Migration:
         self._bucket = TokenBucket(
             spec.link.bandwidth_bps / 8 if clock.name == "wall" else 0, batch.BATCH_BYTES // 2
         )
-        self._tracker = Tracker(origin.tracker)
+        self._tracker = build_tracker(origin.tracker)
         self._abort_reason: str | None = None
         self._sequence = 0
         self._traffic = _Traffic()
