@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from livemigration.errors import MigrationError
 from livemigration.spec import TelemetrySpec
 from livemigration.spec_errors import first_line
+from predump.accuracy_cli import accuracy_command
 from predump.calibrate_cli import calibrate_command
 from predump.command import explained_errors, fail, unexpected
 from predump.conform_cli import conform_app
@@ -55,6 +56,7 @@ app.add_typer(hunks_app, name="hunks")
 app.command("mm")(mm_command)
 app.command("sweep")(sweep_command)
 app.command("calibrate")(calibrate_command)
+app.command("accuracy")(accuracy_command)
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show where an error came from.")]
 ScenarioFile = Annotated[Path, typer.Argument(metavar="SCENARIO", help="A scenario file (TOML).")]
