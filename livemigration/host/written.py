@@ -90,7 +90,8 @@ class WpAsync:
 
     def __init__(self, region: Region) -> None:
         """`BadRequest` with one line where the kernel cannot do it."""
-        self._region = region
+        # Not the region: whoever has it decides how long its memory stays.
+        self._start, self._end, self._page_size = region.start, region.end, region.page_size
         self._scan = PagemapScan()
         try:
             self._uffd = Userfaultfd()
@@ -101,8 +102,8 @@ class WpAsync:
 
     def look(self, first: int, pages: int) -> U8:
         """See `WrittenPages.look`."""
-        size = self._region.page_size
-        start = self._region.start + first * size
+        size = self._page_size
+        start = self._start + first * size
         flags = np.zeros(pages, np.uint8)
         for found in self._scan.scan(start, start + pages * size, _LOOK):
             _paint(found, np.uint64(start), np.uint64(size), flags)
@@ -110,17 +111,16 @@ class WpAsync:
 
     def reset(self) -> None:
         """See `WrittenPages.reset`: what was written is protected again."""
-        region = self._region
         if not self._registered:
-            self._uffd.register(region.start, region.end - region.start)
+            self._uffd.register(self._start, self._end - self._start)
             self._registered = True
-        for _ in self._scan.scan(region.start, region.end, _PROTECT):
+        for _ in self._scan.scan(self._start, self._end, _PROTECT):
             pass
 
     def stop(self) -> None:
         """See `WrittenPages.stop`."""
         if self._registered:
-            self._uffd.unregister(self._region.start, self._region.end - self._region.start)
+            self._uffd.unregister(self._start, self._end - self._start)
             self._registered = False
 
     def close(self) -> None:
@@ -136,12 +136,12 @@ class SoftDirtyBits:
 
     def __init__(self, region: Region) -> None:
         """`BadRequest` with one line where the kernel cannot do it."""
-        self._region = region
+        self._start, self._page_size = region.start, region.page_size
         self._bits = SoftDirty()
 
     def look(self, first: int, pages: int) -> U8:
         """See `WrittenPages.look`."""
-        start = self._region.start + first * self._region.page_size
+        start = self._start + first * self._page_size
         entries = self._bits.entries(start, pages)
         there = ((entries & (PM_PRESENT | PM_SWAP)) != 0).astype(np.uint8)
         written = ((entries & PM_SOFT_DIRTY) != 0).astype(np.uint8)

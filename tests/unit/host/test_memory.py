@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 
@@ -102,5 +104,9 @@ def test_memory_goes_when_the_task_ends() -> None:
     mm: HostMm = task.processes[1]  # type: ignore[assignment]
     write(mm, *range(PAGES))
     assert task.machine.used_frames == PAGES
+    region = weakref.ref(mm.machine.region)
+    bytes_of_it = weakref.ref(mm.machine.content.base)
     task.release()
+    assert region() is None
+    assert bytes_of_it() is None
     assert mm.machine.content.shape == (2, PAGE)
