@@ -53,7 +53,8 @@ _WORKLOAD_LIMITS = {
     "window": "memory",
 }
 """Sizes in a workload that cannot be larger than another key."""
-LATER_TRACKERS = ("host",)
+HOST_WORKLOADS = ("uniform", "zipf", "hotspot", "sequential", "phased", "idle")
+"""What a task in the host's own memory can do: write to one mapping, and nothing else."""
 _FOLIO_SIZE = re.compile(r"[1-9][0-9]{0,6}kB")
 _MODULE_AND_CLASS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 
@@ -72,12 +73,6 @@ def _size(value: object) -> object:
     """Bytes of a size; leaves to pydantic what is neither text nor number."""
     if isinstance(value, str | int | float) and not isinstance(value, bool):
         return parse_size(value)
-    return value
-
-
-def _known_tracker(value: object) -> object:
-    if value in LATER_TRACKERS:
-        raise ValueError(f'{value!r} comes later; use "soft-dirty" or "uffd-wp" now')
     return value
 
 
@@ -202,6 +197,21 @@ class SourceSpec(Spec):
     populate: bool = Field(
         default=True,
         description="without images: memory is written once, with content, before round 0",
+    )
+
+
+class HostSpec(Spec):
+    """How the source's own kernel is asked, with tracker "host"."""
+
+    method: Literal["auto", "wp-async", "soft-dirty"] = Field(
+        default="auto",
+        description='"wp-async": userfaultfd and PAGEMAP_SCAN; "soft-dirty": clear_refs and '
+        'pagemap; "auto": the first of them that the kernel has',
+    )
+    forget: int = Field(
+        default=0,
+        ge=0,
+        description="a drill: writes to so many pages, from the first one on, are not told",
     )
 
 
@@ -415,15 +425,19 @@ class TaskSpec(_StructSpec):
         default=256 * 2**20,
         description="size of the task's memory in bytes, or a size like 256MiB",
     )
-    tracker: Annotated[Literal["soft-dirty", "uffd-wp"], BeforeValidator(_known_tracker)] = Field(
+    tracker: Literal["soft-dirty", "uffd-wp", "host"] = Field(
         default="soft-dirty",
-        description="how written pages are found: soft-dirty, or userfaultfd write-protection",
+        description="how written pages are found: in the model by soft-dirty or by userfaultfd "
+        "write-protection, or by the kernel of the source's host in real memory",
     )
     cpu: CpuSpec = Field(default=CpuSpec(), description="the processor")
     kernel: KernelSpec = Field(default=KernelSpec(), description="the kernel")
     thp: ThpSpec = Field(default=ThpSpec(), description="transparent huge pages")
     hunks: HunksSpec = Field(
         default=HunksSpec(), description="hunks of the patch that are left out"
+    )
+    host: HostSpec = Field(
+        default=HostSpec(), description='the host\'s own kernel, with tracker "host"'
     )
     workload: WorkloadSpec = Field(description="what the task does; `kind` selects it")
     source: SourceSpec = Field(default=SourceSpec(), description="what memory holds before round 0")
@@ -458,6 +472,36 @@ class TaskSpec(_StructSpec):
                 'write "6.12" or "seed"'
             )
         return kernel
+
+    @field_validator("hunks")
+    @classmethod
+    def _hunks_are_the_models(cls, hunks: HunksSpec, info: ValidationInfo) -> HunksSpec:
+        if info.data.get("tracker") == "host" and hunks.off:
+            raise ValueError(
+                'off: tracker "host" asks a real kernel, which has no hunks to leave out; '
+                'write tracker = "soft-dirty" for the model'
+            )
+        return hunks
+
+    @field_validator("source")
+    @classmethod
+    def _images_are_the_models(cls, source: SourceSpec, info: ValidationInfo) -> SourceSpec:
+        if info.data.get("tracker") == "host" and source.images:
+            raise ValueError(
+                'images: tracker "host" starts from memory that the workload writes; leave images '
+                'out, or write tracker = "soft-dirty" or "uffd-wp"'
+            )
+        return source
+
+    @field_validator("workload")
+    @classmethod
+    def _host_only_writes(cls, workload: WorkloadSpec, info: ValidationInfo) -> WorkloadSpec:
+        if info.data.get("tracker") == "host" and workload.kind not in HOST_WORKLOADS:
+            raise ValueError(
+                f'kind "{workload.kind}" does more than write, which tracker "host" cannot; '
+                f"write one of {', '.join(HOST_WORKLOADS)}, or another tracker"
+            )
+        return workload
 
     @field_validator("thp")
     @classmethod

@@ -18,6 +18,8 @@ from pydantic import ValidationError
 from livemigration.errors import MigrationError
 from livemigration.spec import TelemetrySpec
 from livemigration.spec_errors import first_line
+from predump.accuracy_cli import accuracy_command
+from predump.calibrate_cli import calibrate_command
 from predump.command import explained_errors, fail, unexpected
 from predump.compare_cli import compare_command
 from predump.conform_cli import conform_app
@@ -59,7 +61,8 @@ app.command("sweep")(sweep_command)
 app.command("policies")(policies_command)
 app.command("report")(report_command)
 app.command("compare")(compare_command)
-app.command("compare")(compare_command)
+app.command("calibrate")(calibrate_command)
+app.command("accuracy")(accuracy_command)
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show where an error came from.")]
 ScenarioFile = Annotated[Path, typer.Argument(metavar="SCENARIO", help="A scenario file (TOML).")]

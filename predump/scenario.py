@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from livemigration.machine_file import MachineError, load_machine
 from livemigration.spec import (
     MigrationSpec,
     Spec,
@@ -101,7 +102,7 @@ def scenario_from_mapping(
     given = sorted(overrides, key=lambda override: override.path[-1] != "kind")
     data = _drop_keys_of_other_kinds(data, given)
     try:
-        problem, scenario = _build_with(data, given, default_name)
+        problem, scenario = _build_with(data, given, default_name, base_dir or Path.cwd())
     except OverrideError as error:
         raise ScenarioError(str(error)) from error
     if scenario is None:
@@ -116,7 +117,7 @@ def scenario_from_mapping(
 
 
 def _build_with(
-    data: Mapping[str, Any], overrides: Sequence[Override], default_name: str
+    data: Mapping[str, Any], overrides: Sequence[Override], default_name: str, base_dir: Path
 ) -> tuple[Problem | None, Scenario | None]:
     """`_build` with overrides put in.
 
@@ -124,13 +125,13 @@ def _build_with(
     refused as it is gets a second try as text.
     """
     tried = list(overrides)
-    problem, scenario = _build(apply_overrides(data, tried), default_name)
+    problem, scenario = _build(apply_overrides(data, tried), default_name, base_dir)
     while problem is not None:
         as_text = [o.as_text() if o.covers(problem.key) else o for o in tried]
         if as_text == tried:
             break
         tried = as_text
-        next_problem, scenario = _build(apply_overrides(data, tried), default_name)
+        next_problem, scenario = _build(apply_overrides(data, tried), default_name, base_dir)
         if next_problem is not None and next_problem.key == problem.key:
             break  # no better as text: what was said of the value itself is clearer
         problem = next_problem
@@ -143,7 +144,9 @@ def _name_from(stem: str) -> str:
     return name or "scenario"
 
 
-def _build(data: Mapping[str, Any], default_name: str) -> tuple[Problem | None, Scenario | None]:
+def _build(
+    data: Mapping[str, Any], default_name: str, base_dir: Path
+) -> tuple[Problem | None, Scenario | None]:
     """The scenario, or the first thing that is wrong with it."""
     problems = [
         Problem(key, unknown_name("key", key, SCENARIO_KEYS))
@@ -163,6 +166,8 @@ def _build(data: Mapping[str, Any], default_name: str) -> tuple[Problem | None, 
     telemetry = _validated(TelemetrySpec, data.get("telemetry", {}), "telemetry", problems)
     section = _validated(MigrationSection, data.get("migration", {}), "migration", problems)
     migration_data = _part(data, _MIGRATION_KEYS)
+    if "costs" in migration_data:
+        migration_data["costs"] = _with_machine(migration_data["costs"], base_dir, problems)
     if section is not None:
         migration_data["run_after"] = section.run_after
     migration = _validated(MigrationSpec, migration_data, "", problems)
@@ -170,6 +175,24 @@ def _build(data: Mapping[str, Any], default_name: str) -> tuple[Problem | None, 
         return problems[0], None
     assert task is not None and migration is not None and telemetry is not None
     return None, Scenario(str(name), task, migration, telemetry)
+
+
+def _with_machine(costs: Any, base_dir: Path, problems: list[Problem]) -> Any:
+    """The table ``[costs]`` with all that it does not give itself from the machine that it names.
+
+    Adds what is wrong to ``problems``.
+    """
+    if not isinstance(costs, Mapping) or not isinstance(costs.get("machine", ""), str):
+        return costs  # what it is instead is said when it is validated
+    name = costs.get("machine", "")
+    if not name:
+        return costs
+    try:
+        known = load_machine(name, base_dir).costs.model_dump(exclude={"machine"})
+    except MachineError as error:
+        problems.append(Problem("costs.machine", str(error)))
+        return {key: value for key, value in costs.items() if key != "machine"}
+    return {**known, **costs}
 
 
 def _part(data: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:

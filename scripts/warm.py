@@ -15,6 +15,7 @@ from typing import Any
 
 from predump.inprocess import migrate_in_process
 from predump.scenario import scenario_from_mapping
+from source_node.warmup import warm_up
 
 KINDS = ("zipf", "uniform", "hotspot", "sequential", "append-heap", "fork-cow", "swap-pressure")
 
@@ -46,6 +47,7 @@ def main() -> int:
         if result.exit_code:
             print(f"{result.name}: not verified: {result.error}", file=sys.stderr)
             return 1
+    warm_up()
     print(f"compiled in {time.monotonic() - start:.1f} s")
     return 0
 

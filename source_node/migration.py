@@ -46,9 +46,10 @@ from livemigration.transport import Transport
 from livemigration.v1 import common_pb2, destination_node_pb2
 from livemigration.verification import addresses_of, chunks, ranges
 from mm_model import MmError
+from source_node.dirty import build_tracker
 from source_node.outcome import Downtime, Outcome, Round
 from source_node.page_map import PageMaps
-from source_node.tracker import ProcessScan, RoundScan, Tracker
+from source_node.tracker import ProcessScan, RoundScan
 
 U64 = NDArray[np.uint64]
 
@@ -90,6 +91,7 @@ class _Traffic:
     pages_sent: int = 0
     pages_zero: int = 0
     gather_ns: int = 0
+    ahead_ns: int = 0  # of that, before the first batch went out
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,17 +131,18 @@ class Migration:
         self._clock = clock
         self._observer = observer
         self._reference = reference
-        self._link = Link(spec.link.bandwidth_bps, spec.link.latency_ns)
+        self._link = Link(spec.link.bandwidth_bps, spec.link.latency_ns, spec.costs.stream_kib)
         self._bucket = TokenBucket(
             spec.link.bandwidth_bps / 8 if clock.name == "wall" else 0, batch.BATCH_BYTES // 2
         )
-        self._tracker = Tracker(origin.tracker)
         self._page_maps = PageMaps(spec.record.bins) if spec.record.pages else None
+        self._tracker = build_tracker(origin.tracker)
         self._abort_reason: str | None = None
         self._sequence = 0
         self._traffic = _Traffic()
         self._last_frame_ns = 0
         self._scan_pages = 0
+        self._present = 0
         self._skipped = 0
         self._vmas = 0
         self._doubt = ""
@@ -213,13 +216,14 @@ class Migration:
         scan = await self._in_thread(self._scan, number == 0)
         frozen = self._clock.now_ns - start
         self._thaw()
+        self._bucket.start()
         await self._send_frame(
             batch.encode_begin(self._next(), number, self._begin(scan, final=False))
         )
         await self._copy(scan, number)
         await self._send_frame(batch.encode_end(self._next(), number, self._end(final=False)))
-        await self._pass_time(self._link.latency_ns)
-        await self._transport.flush()
+        await self._pass_time(self._link.latency_ns + self._spec.costs.round_ns(scan.present))
+        await self._flush()
         return self._record(number, scan, start, frozen)
 
     async def _decide(self, record: Round) -> Decision:
@@ -250,24 +254,33 @@ class Migration:
         down.scan_ns = self._clock.now_ns - start - down.freeze_ns
         self._say("final", f"final round: {scan.to_send} pages, frozen")
         before = self._clock.now_ns
+        self._bucket.start()
         self._last_frame_ns = 0
         await self._send_frame(
             batch.encode_begin(self._next(), number, self._begin(scan, final=True))
         )
         await self._copy(scan, number)
         await self._send_frame(batch.encode_end(self._next(), number, self._end(final=True)))
-        await self._transport.flush()
+        await self._flush()
         self._spend_final(down, self._clock.now_ns - before)
         return self._record(number, scan, start, self._clock.now_ns - start, "final round, frozen")
 
     def _spend_final(self, down: Downtime, elapsed_ns: int) -> None:
-        """Dump and transfer of the final round, one after the other: the task is frozen."""
+        """Dump and transfer of the final round, in which the task is frozen.
+
+        Dump is what has to be gathered before the first page goes; the rest is gathered while
+        others are on their way.
+        """
         if self._clock.name == "wall":
-            down.dump_ns = min(self._traffic.gather_ns, elapsed_ns)
+            down.dump_ns = min(self._traffic.ahead_ns, elapsed_ns)
             down.transfer_ns = elapsed_ns - down.dump_ns
             return
-        down.dump_ns = self._spec.costs.copy_ns(self._traffic.payload_bytes)
-        down.transfer_ns = self._link.transmit_ns(self._traffic.bytes_wire) + self._link.latency_ns
+        copied = self._spec.costs.copy_ns(self._traffic.payload_bytes)
+        ahead = self._spec.costs.copy_ns(GATHER_BATCHES * batch.BATCH_BYTES)
+        down.dump_ns = min(copied, ahead)
+        sent = max(self._link.transmit_ns(self._traffic.bytes_wire), copied - down.dump_ns)
+        down.transfer_ns = sent + self._link.latency_ns
+        down.transfer_ns += self._spec.costs.round_ns(self._present)
         self._clock.spend(down.dump_ns + down.transfer_ns)
 
     # -- stopping, scanning, going on
@@ -290,6 +303,7 @@ class Migration:
         self._clock.spend(costs.scan_ns(scan.scanned) + costs.clear_ns(scan.present))
         self._skipped = scan.skipped
         self._scan_pages = scan.scanned
+        self._present = scan.present
         self._vmas = scan.vmas
         return scan
 
@@ -342,6 +356,11 @@ class Migration:
             await self._pass_time(self._link.transmit_ns(len(frame)))
         await self._send(frame, self._sequence)
 
+    async def _flush(self) -> None:
+        """Returns when the link has carried what was sent and the destination has applied it."""
+        await self._bucket.drain()
+        await self._transport.flush()
+
     async def _send(self, frame: bytes, sequence: int) -> None:
         await self._bucket.send(len(frame))
         await self._transport.send(sequence, frame)
@@ -353,6 +372,7 @@ class Migration:
         pending = self._gather_next(batches, number)
         while pending is not None:
             frames = await pending
+            self._traffic.ahead_ns = self._traffic.ahead_ns or self._traffic.gather_ns
             self._check_abort()
             pending = self._gather_next(batches, number)
             try:
@@ -585,7 +605,7 @@ class Migration:
             down.restore_ns = status.restore_ns
             down.resume_ns = max(0, self._clock.now_ns - before - status.restore_ns)
         else:
-            down.restore_ns = costs.restore_ns(self._vmas, final.payload_bytes)
+            down.restore_ns = costs.restore_ns(self._vmas, final.payload_bytes, self._present)
             down.resume_ns = costs.resume
             self._clock.spend(down.restore_ns + down.resume_ns)
         self._released(self._clock.now_ns)

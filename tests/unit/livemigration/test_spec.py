@@ -161,8 +161,30 @@ def test_hunks_may_be_one_text_with_commas() -> None:
             'kernel: profile "6.1" has no userfaultfd WP_ASYNC, which tracker "uffd-wp" needs; '
             'write "6.12" or "seed"',
         ),
-        ({"tracker": "host"}, 'tracker: \'host\' comes later; use "soft-dirty" or "uffd-wp" now'),
-        ({"tracker": "ebpf"}, "tracker: 'ebpf' is not allowed; allowed: 'soft-dirty' or 'uffd-wp'"),
+        (
+            {"tracker": "ebpf"},
+            "tracker: 'ebpf' is not allowed; allowed: 'soft-dirty', 'uffd-wp' or 'host'",
+        ),
+        (
+            {"tracker": "host", "workload": {"kind": "fork-cow"}},
+            'workload: kind "fork-cow" does more than write, which tracker "host" cannot; '
+            "write one of uniform, zipf, hotspot, sequential, phased, idle, or another tracker",
+        ),
+        (
+            {"tracker": "host", "hunks": {"off": ["pte_modify"]}},
+            'hunks: off: tracker "host" asks a real kernel, which has no hunks to leave out; '
+            'write tracker = "soft-dirty" for the model',
+        ),
+        (
+            {"tracker": "host", "source": {"images": "dump"}},
+            'source: images: tracker "host" starts from memory that the workload writes; leave '
+            'images out, or write tracker = "soft-dirty" or "uffd-wp"',
+        ),
+        (
+            {"host": {"method": "ebpf"}},
+            "host.method: 'ebpf' is not allowed; allowed: 'auto', 'wp-async' or 'soft-dirty'",
+        ),
+        ({"host": {"forget": -1}}, "host.forget: must be at least 0, not -1"),
         (
             {"kernel": {"profile": "6.2"}},
             "kernel.profile: '6.2' is not allowed; allowed: '6.1', '6.12' or 'seed'",
