@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from livemigration.snapshot import digest_task
 from livemigration.task import ROOT_PID
-from livemigration.warm import pages_frame, small_task
+from livemigration.warm import encoded_frames, pages_frame, small_task
 from source_node.tracker import Tracker
 
 
@@ -23,6 +23,7 @@ def warm_up() -> None:
         tracker.count_dirty(task)
         for pages in scan.processes[0].send_by_vma:
             pages_frame(task, pages, sequence=1)
+            encoded_frames(pages, task.machine.page_size, sequence=1)
             tracker.note(ROOT_PID, pages, mm.versions(start, pages.size), 0)
     digest_task(task)
     task.release()

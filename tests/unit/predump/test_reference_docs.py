@@ -7,7 +7,9 @@ from pydantic import BaseModel
 
 from livemigration.costs import CostSpec
 from livemigration.spec import (
+    AutoEncodingSpec,
     CpuSpec,
+    DeltaEncodingSpec,
     DowntimeLimitPolicySpec,
     FixedPolicySpec,
     HunksSpec,
@@ -19,7 +21,14 @@ from livemigration.spec import (
     ThresholdPolicySpec,
     VerifySpec,
 )
-from predump.result import Downtime, Mismatch, Result, RoundResult
+from predump.result import (
+    DeltaCache,
+    Downtime,
+    EncodingResult,
+    Mismatch,
+    Result,
+    RoundResult,
+)
 from predump.scenario import SCENARIO_KEYS, MigrationSection
 
 ROOT = Path(__file__).parents[3]
@@ -65,10 +74,21 @@ def test_every_policy_is_explained_with_its_defaults(model: type[BaseModel]) -> 
             assert f"`{key}` = {shown}" in row
 
 
-@pytest.mark.parametrize("model", [Result, RoundResult, Downtime, Mismatch])
+@pytest.mark.parametrize(
+    "model", [Result, RoundResult, Downtime, Mismatch, EncodingResult, DeltaCache]
+)
 def test_every_field_of_a_result_is_explained(model: type[BaseModel]) -> None:
     names = [field.alias or name for name, field in model.model_fields.items()]
     assert [name for name in names if f"`{name}`" not in RESULTS] == []
+
+
+@pytest.mark.parametrize("model", [DeltaEncodingSpec, AutoEncodingSpec])
+def test_every_key_of_an_encoding_is_explained(model: type[BaseModel]) -> None:
+    kind = model.model_fields["kind"].default
+    row = next(line for line in SCENARIOS.splitlines() if line.startswith(f'| `"{kind}"` |'))
+    assert [
+        key for key in model.model_fields if key != "kind" and f"encoding.{key}" not in row
+    ] == []
 
 
 def test_every_ready_scenario_is_in_the_list() -> None:

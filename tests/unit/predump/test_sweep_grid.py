@@ -127,3 +127,13 @@ def test_a_file_that_is_no_grid(tmp_path: Path, content: bytes | None, says: str
         file.write_bytes(content)
     with pytest.raises(GridError, match=says):
         load_grid(file)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[3] / "scenarios/sweeps").glob("*.toml")), ids=str
+)
+def test_the_ready_grids_have_points_that_can_run(path: Path) -> None:
+    ready = load_grid(path)
+    points = list(ready.points())
+    assert ready.name == path.stem
+    assert len({point.key for point in points}) == len(points) > 1
