@@ -11,7 +11,7 @@ from livemigration import batch
 from livemigration.layout import describe, to_proto
 from livemigration.task import ROOT_PID
 from livemigration.v1 import common_pb2
-from livemigration.warm import pages_frame, small_task
+from livemigration.warm import encoded_frames, pages_frame, small_task
 
 
 def warm_up() -> None:
@@ -25,8 +25,11 @@ def warm_up() -> None:
         "workload": {"kind": "idle"},
     }
     incoming = IncomingTask.prepare(Request("warm-up", spec, "", "virtual"), None)
-    incoming.apply(batch.encode_begin(1, 0, common_pb2.RoundBegin(processes=[process])))
+    begin = common_pb2.RoundBegin(processes=[process], delta_cache_pages=addresses.size)
+    incoming.apply(batch.encode_begin(1, 0, begin))
     incoming.apply(pages_frame(task, addresses, sequence=2))
+    for frame in encoded_frames(addresses, task.machine.page_size, sequence=3):
+        incoming.apply(frame)
     incoming.digest()
     incoming.give_up()
     task.release()

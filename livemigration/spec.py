@@ -41,6 +41,7 @@ from livemigration.workload.script_text import (
 from livemigration.workload.spec import ScriptSpec, WorkloadSpec
 
 PAGE_SIZES = (4096, 16384, 65536)
+LARGEST_PAGE = max(PAGE_SIZES)
 LARGEST_MEMORY = 64 * 2**30
 LARGEST_SEED = 2**53 - 1
 """Struct carries numbers as doubles; larger seeds would change on their way to the other host."""
@@ -351,6 +352,60 @@ PolicySpec = Annotated[
 ]
 
 
+class RawEncodingSpec(Spec):
+    """Pages travel as they are."""
+
+    kind: Literal["raw"] = "raw"
+
+
+class ZstdEncodingSpec(Spec):
+    """Pages of a frame are compressed together by zstd."""
+
+    kind: Literal["zstd"] = "zstd"
+    level: int = Field(default=1, ge=1, le=19, description="zstd's level")
+
+
+class Lz4EncodingSpec(Spec):
+    """Pages of a frame are compressed together by LZ4's fast mode."""
+
+    kind: Literal["lz4"] = "lz4"
+
+
+class DeltaEncodingSpec(Spec):
+    """QEMU's xbzrle: of pages that were sent before, only what changed; the others raw."""
+
+    kind: Literal["delta"] = "delta"
+    cache: Size = Field(
+        default=64 * 2**20,
+        ge=LARGEST_PAGE,
+        le=LARGEST_MEMORY,
+        description="memory at each host for the versions of pages that were sent last",
+    )
+    codec: Literal["run-length", "zstd", "lz4"] = Field(
+        default="run-length", description="how the changes are written"
+    )
+    level: int = Field(default=1, ge=1, le=19, description='zstd\'s level, for codec "zstd"')
+
+
+class AutoEncodingSpec(Spec):
+    """Each page raw, zstd, lz4 or delta: the mix by which a frame is through in the least time."""
+
+    kind: Literal["auto"] = "auto"
+    cache: Size = Field(
+        default=64 * 2**20,
+        ge=LARGEST_PAGE,
+        le=LARGEST_MEMORY,
+        description="memory at each host for the versions of pages that were sent last",
+    )
+    level: int = Field(default=1, ge=1, le=19, description="zstd's level")
+
+
+EncodingSpec = Annotated[
+    RawEncodingSpec | ZstdEncodingSpec | Lz4EncodingSpec | DeltaEncodingSpec | AutoEncodingSpec,
+    Field(discriminator="kind"),
+]
+
+
 class LinkSpec(Spec):
     """The network between the hosts."""
 
@@ -578,6 +633,9 @@ class MigrationSpec(_StructSpec):
         default=ThresholdPolicySpec(), description="when the final round comes"
     )
     link: LinkSpec = Field(default=LinkSpec(), description="the network")
+    encoding: EncodingSpec = Field(
+        default=RawEncodingSpec(), description="how the bytes of pages travel"
+    )
     verify: VerifySpec = Field(default=VerifySpec(), description="how memory is compared")
     costs: CostSpec = Field(default=CostSpec(), description="what the kernel's work costs")
     record: RecordSpec = Field(default=RecordSpec(), description="what results say beyond totals")

@@ -7,7 +7,8 @@ This is what ``predump run`` calls and what a program or a test calls:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ import grpc.aio
 from google.protobuf import struct_pb2
 
 from livemigration.channel import open_channel, why
+from livemigration.encoding.tally import encoding_name
 from livemigration.tls import TlsConfig, channel_credentials
 from livemigration.v1 import (
     common_pb2,
@@ -27,7 +29,16 @@ from livemigration.v1 import (
 )
 from predump.exit_status import BAD_INPUT, FAILED
 from predump.hosts import LocalHosts, NodeFailed
-from predump.result import Downtime, Mismatch, PageMap, ProcessPages, Result, RoundResult
+from predump.result import (
+    DeltaCache,
+    Downtime,
+    EncodingResult,
+    Mismatch,
+    PageMap,
+    ProcessPages,
+    Result,
+    RoundResult,
+)
 from predump.scenario import Scenario
 from predump.versions import versions
 
@@ -205,7 +216,11 @@ def _plain(event: source_node_pb2.MigrationEvent) -> dict[str, Any]:
         "migration_id": event.migration_id,
     }
     if event.HasField("round"):
-        plain["round"] = {field.name: value for field, value in event.round.ListFields()}
+        plain["round"] = {
+            field.name: value
+            for field, value in event.round.ListFields()
+            if field.name != "encodings"  # a result has them
+        }
         plain["round"].setdefault("round", 0)
     return plain
 
@@ -235,6 +250,7 @@ def to_result(scenario: Scenario, outcome: source_node_pb2.MigrationResult) -> R
         page_size=scenario.task.page_size,
         memory_bytes=scenario.task.memory,
         policy=scenario.migration.policy,
+        encoding=scenario.migration.encoding,
         verified=outcome.verified,
         continued_equal=outcome.continued_equal if outcome.continued else None,
         owner=_OWNERS.get(outcome.ownership, "source"),  # type: ignore[arg-type]
@@ -250,6 +266,9 @@ def to_result(scenario: Scenario, outcome: source_node_pb2.MigrationResult) -> R
                 duration_s=r.duration_ns / NS,
                 reason=r.reason,
                 page_map=_page_map(r.page_map) if r.HasField("page_map") else None,
+                encodings=_encodings([r]),
+                encode_s=r.encode_ns / NS,
+                delta_cache=_delta_cache([r]),
             )
             for r in outcome.rounds
         ),
@@ -266,6 +285,9 @@ def to_result(scenario: Scenario, outcome: source_node_pb2.MigrationResult) -> R
         total_time_s=outcome.total_ns / NS,
         bytes_wire=outcome.bytes_wire,
         bytes_pages=outcome.payload_bytes,
+        encodings=_encodings(outcome.rounds),
+        encode_s=sum(r.encode_ns for r in outcome.rounds) / NS,
+        delta_cache=_delta_cache(outcome.rounds),
         pages_lost=outcome.pages_lost,
         pages_spurious=outcome.pages_spurious,
         pages_different=outcome.mismatched_pages,
@@ -283,4 +305,28 @@ def to_result(scenario: Scenario, outcome: source_node_pb2.MigrationResult) -> R
         transfer_wall_s=outcome.transfer_wall_ns / NS,
         versions=versions(),
         scenario={"task": scenario.task.to_struct(), "migration": scenario.migration.to_struct()},
+    )
+
+
+def _encodings(rounds: Iterable[common_pb2.RoundRecord]) -> tuple[EncodingResult, ...]:
+    pages: Counter[int] = Counter()
+    sizes: Counter[int] = Counter()
+    for count in (count for record in rounds for count in record.encodings):
+        pages[count.encoding] += count.pages
+        sizes[count.encoding] += count.bytes
+    return tuple(
+        EncodingResult(
+            encoding=encoding_name(kind),  # type: ignore[arg-type]
+            pages=pages[kind],
+            bytes=sizes[kind],
+        )
+        for kind in sorted(pages)
+    )
+
+
+def _delta_cache(rounds: Sequence[common_pb2.RoundRecord]) -> DeltaCache:
+    return DeltaCache(
+        hits=sum(r.delta_hits for r in rounds),
+        misses=sum(r.delta_misses for r in rounds),
+        overflows=sum(r.delta_overflows for r in rounds),
     )

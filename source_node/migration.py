@@ -16,7 +16,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol
 
@@ -26,6 +26,8 @@ from numpy.typing import NDArray
 from livemigration import batch
 from livemigration.clock import Clock
 from livemigration.digest import pages_equal
+from livemigration.encoding.encoder import build_encoder
+from livemigration.encoding.tally import Tally
 from livemigration.errors import (
     Aborted,
     CommitInDoubt,
@@ -37,7 +39,7 @@ from livemigration.files import describe_file, offsets
 from livemigration.layout import to_proto
 from livemigration.link import Link, TokenBucket
 from livemigration.ownership import Ownership, OwnershipMachine
-from livemigration.packing import Packing, encode, pack, pack_from
+from livemigration.packing import Packing, pack, pack_from
 from livemigration.policy import Decision, Policy, RoundView
 from livemigration.runs import from_runs, to_runs
 from livemigration.snapshot import TaskDigests, digest_task, nonzero_pages
@@ -47,6 +49,7 @@ from livemigration.v1 import common_pb2, destination_node_pb2
 from livemigration.verification import addresses_of, chunks, ranges
 from mm_model import MmError
 from source_node.dirty import build_tracker
+from source_node.frames import FrameMaker, Heading, Made
 from source_node.outcome import Downtime, Outcome, Round
 from source_node.page_map import PageMaps
 from source_node.tracker import ProcessScan, RoundScan
@@ -92,6 +95,9 @@ class _Traffic:
     pages_zero: int = 0
     gather_ns: int = 0
     ahead_ns: int = 0  # of that, before the first batch went out
+    encode_ns: int = 0
+    decode_ns: int = 0  # by the cost model
+    tally: Tally = field(default_factory=Tally)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +143,7 @@ class Migration:
         )
         self._page_maps = PageMaps(spec.record.bins) if spec.record.pages else None
         self._tracker = build_tracker(origin.tracker)
+        self._frames = self._frame_maker()
         self._abort_reason: str | None = None
         self._sequence = 0
         self._traffic = _Traffic()
@@ -151,6 +158,17 @@ class Migration:
         self.outcome = Outcome(
             migration_id, memory_bytes=origin.memory_bytes, ownership=ownership.state
         )
+
+    def _frame_maker(self) -> FrameMaker:
+        page_size = self._execution.task.machine.page_size
+        encoder = build_encoder(
+            self._spec.encoding,
+            self._spec.costs,
+            bandwidth=self._spec.link.bandwidth_bps,
+            page_size=page_size,
+            memory_pages=self._origin.memory_bytes // page_size + self._origin.extra_pages,
+        )
+        return FrameMaker(encoder, measured=self._clock.name == "wall")
 
     def request_abort(self, reason: str) -> None:
         """Ends the migration at the next batch; the task stays here."""
@@ -171,6 +189,7 @@ class Migration:
             raise
         finally:
             self._pool.shutdown(wait=True)
+            self._frames.forget()
             self.outcome.ownership = self._ownership.state
             self.outcome.wall_ns = time.monotonic_ns() - wall
         self._say("failed" if self.outcome.error else "done", self._verdict())
@@ -275,10 +294,10 @@ class Migration:
             down.dump_ns = min(self._traffic.ahead_ns, elapsed_ns)
             down.transfer_ns = elapsed_ns - down.dump_ns
             return
-        copied = self._spec.costs.copy_ns(self._traffic.payload_bytes)
-        ahead = self._spec.costs.copy_ns(GATHER_BATCHES * batch.BATCH_BYTES)
-        down.dump_ns = min(copied, ahead)
-        sent = max(self._link.transmit_ns(self._traffic.bytes_wire), copied - down.dump_ns)
+        payload, ahead = self._traffic.payload_bytes, GATHER_BATCHES * batch.BATCH_BYTES
+        gathered = self._spec.costs.copy_ns(payload) + self._traffic.encode_ns
+        down.dump_ns = gathered if payload <= ahead else gathered * ahead // payload
+        sent = max(self._link.transmit_ns(self._traffic.bytes_wire), gathered - down.dump_ns)
         down.transfer_ns = sent + self._link.latency_ns
         down.transfer_ns += self._spec.costs.round_ns(self._present)
         self._clock.spend(down.dump_ns + down.transfer_ns)
@@ -321,6 +340,8 @@ class Migration:
 
     def _begin(self, scan: RoundScan, *, final: bool) -> common_pb2.RoundBegin:
         begin = common_pb2.RoundBegin(final=final)
+        if self._sequence == 1:
+            begin.delta_cache_pages = self._frames.cache_pages
         machine = self._execution.task.machine
         shared_ids: set[int] = set()
         for process in scan.processes:
@@ -421,28 +442,36 @@ class Migration:
             if found is None:
                 return None
             packing, object_id = found
-            sequence = self._next()
-            frame = encode(
-                packing,
-                task.machine.content,
-                sequence=sequence,
-                round_number=number,
-                pid=part.pid,
-                object_id=object_id,
-            )
+            heading = Heading(self._next(), number, part.pid, object_id)
+            copied = self._frames.copy(packing, task.machine.content, heading)
             self._note(part, packing, number)
+        # The task may go on while the copy is encoded.
+        made = self._frames.finish(
+            copied, task.machine.page_size, one_after_other=not self._execution.running
+        )
+        self._count(made, packing, time.monotonic_ns() - began)
+        return made.frame, heading.sequence
+
+    def _count(self, made: Made, packing: Packing, took_ns: int) -> None:
+        """The frame goes into the round's figures, and is on its way for so long."""
         full = int(packing.rows.size)
-        payload = full * task.machine.page_size
-        self._traffic.bytes_wire += len(frame)
-        self._traffic.payload_bytes += payload
-        self._traffic.pages_sent += full
-        self._traffic.pages_zero += int(packing.addresses.size) - full
-        self._traffic.gather_ns += time.monotonic_ns() - began
+        payload = full * self._execution.task.machine.page_size
+        traffic = self._traffic
+        traffic.bytes_wire += len(made.frame)
+        traffic.payload_bytes += payload
+        traffic.pages_sent += full
+        traffic.pages_zero += int(packing.addresses.size) - full
+        traffic.gather_ns += took_ns
+        traffic.encode_ns += made.encode_ns
+        traffic.decode_ns += made.decode_ns
+        traffic.tally.add(made.tally)
         if self._execution.running:
+            # Source, link and destination work on frames that follow each other.
             self._last_frame_ns = max(
-                self._link.transmit_ns(len(frame)), self._spec.costs.copy_ns(payload)
+                self._link.transmit_ns(len(made.frame)),
+                self._spec.costs.copy_ns(payload) + made.encode_ns,
+                made.decode_ns,
             )
-        return frame, sequence
 
     def _look(self, part: _Batch) -> tuple[Packing, int] | None:
         """What there is of a batch, and the object it belongs to (0: a process); None if nothing.
@@ -491,6 +520,9 @@ class Migration:
             pages_spurious=scan.spurious,
             pages_scanned=scan.scanned,
             page_map=self._page_maps.of(scan) if self._page_maps is not None else None,
+            tally=self._traffic.tally,
+            encode_ns=self._traffic.encode_ns,
+            decode_ns=self._traffic.decode_ns,
         )
         self.outcome.rounds.append(record)
         return record
@@ -605,7 +637,8 @@ class Migration:
             down.restore_ns = status.restore_ns
             down.resume_ns = max(0, self._clock.now_ns - before - status.restore_ns)
         else:
-            down.restore_ns = costs.restore_ns(self._vmas, final.payload_bytes, self._present)
+            restore = costs.restore_ns(self._vmas, final.payload_bytes, self._present)
+            down.restore_ns = restore + final.decode_ns
             down.resume_ns = costs.resume
             self._clock.spend(down.restore_ns + down.resume_ns)
         self._released(self._clock.now_ns)

@@ -14,7 +14,7 @@ from livemigration.errors import MigrationError
 from livemigration.host.memory import host_memory, host_task
 from livemigration.snapshot import digest_task
 from livemigration.task import ROOT_PID
-from livemigration.warm import pages_frame, small_task
+from livemigration.warm import encoded_frames, pages_frame, small_task
 from mm_model import MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE
 from source_node.host_tracker import HostTracker
 from source_node.tracker import Tracker
@@ -38,6 +38,7 @@ def _warm_model() -> None:
         tracker.count_dirty(task)
         for pages in scan.processes[0].send_by_vma:
             pages_frame(task, pages, sequence=1)
+            encoded_frames(pages, task.machine.page_size, sequence=1)
             tracker.note(ROOT_PID, pages, mm.versions(start, pages.size), 0)
     digest_task(task)
     task.release()

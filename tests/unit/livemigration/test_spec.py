@@ -89,6 +89,7 @@ def test_a_task_is_the_same_after_a_trip_over_the_wire(task: dict[str, Any]) -> 
         {},
         {"policy": {"kind": "fixed", "rounds": 0}, "clock": "wall", "run_after": "0s"},
         {"policy": {"kind": "downtime-limit", "downtime_limit": "50ms", "max_rounds": 999}},
+        {"encoding": {"kind": "auto", "cache": "1GiB", "level": 3}},
         {"link": {"bandwidth": "unlimited", "latency": "0s"}, "verify": {"mode": "bytes"}},
         {"costs": {"write_fault": "2us"}},
     ],
@@ -325,6 +326,26 @@ def test_a_missing_workload_is_named() -> None:
         (
             {"verify": {"mode": "no"}},
             "verify.mode: 'no' is not allowed; allowed: 'digest' or 'bytes'",
+        ),
+        (
+            {"encoding": {"kind": "gzip"}},
+            "encoding: unknown kind 'gzip'; known: auto, delta, lz4, raw, zstd",
+        ),
+        (
+            {"encoding": {"kind": "zstd", "level": 20}},
+            "encoding.level: must be at most 19, not 20",
+        ),
+        (
+            {"encoding": {"kind": "zstd", "cache": "64MiB"}},
+            "encoding.cache: unknown key 'cache'; known: kind, level",
+        ),
+        (
+            {"encoding": {"kind": "delta", "cache": "4KiB"}},
+            "encoding.cache: must be at least 65536, not 4096",
+        ),
+        (
+            {"encoding": {"kind": "delta", "codec": "rle"}},
+            "encoding.codec: 'rle' is not allowed; allowed: 'run-length', 'zstd' or 'lz4'",
         ),
         ({"costs": {"freze": 1}}, "costs.freze: unknown key 'freze'; did you mean 'freeze'?"),
     ],

@@ -7,7 +7,9 @@ from pydantic import BaseModel
 
 from livemigration.costs import CostSpec
 from livemigration.spec import (
+    AutoEncodingSpec,
     CpuSpec,
+    DeltaEncodingSpec,
     DowntimeLimitPolicySpec,
     FixedPolicySpec,
     HostSpec,
@@ -21,7 +23,16 @@ from livemigration.spec import (
     ThresholdPolicySpec,
     VerifySpec,
 )
-from predump.result import Downtime, Mismatch, PageMap, ProcessPages, Result, RoundResult
+from predump.result import (
+    DeltaCache,
+    Downtime,
+    EncodingResult,
+    Mismatch,
+    PageMap,
+    ProcessPages,
+    Result,
+    RoundResult,
+)
 from predump.scenario import SCENARIO_KEYS, MigrationSection
 
 ROOT = Path(__file__).parents[3]
@@ -69,10 +80,25 @@ def test_every_policy_is_explained_with_its_defaults(model: type[BaseModel]) -> 
             assert f"`{key}` = {shown}" in row
 
 
-@pytest.mark.parametrize("model", [Result, RoundResult, Downtime, Mismatch, PageMap, ProcessPages])
+@pytest.mark.parametrize(
+    "model",
+    [
+        *(Result, RoundResult, Downtime, Mismatch, EncodingResult, DeltaCache),
+        *(PageMap, ProcessPages),
+    ],
+)
 def test_every_field_of_a_result_is_explained(model: type[BaseModel]) -> None:
     names = [field.alias or name for name, field in model.model_fields.items()]
     assert [name for name in names if f"`{name}`" not in RESULTS] == []
+
+
+@pytest.mark.parametrize("model", [DeltaEncodingSpec, AutoEncodingSpec])
+def test_every_key_of_an_encoding_is_explained(model: type[BaseModel]) -> None:
+    kind = model.model_fields["kind"].default
+    row = next(line for line in SCENARIOS.splitlines() if line.startswith(f'| `"{kind}"` |'))
+    assert [
+        key for key in model.model_fields if key != "kind" and f"encoding.{key}" not in row
+    ] == []
 
 
 def test_every_ready_scenario_is_in_the_list() -> None:

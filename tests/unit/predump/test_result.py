@@ -17,10 +17,11 @@ PROMISED = {
     *("schema", "migration_id", "clock", "seed", "page_size", "memory_bytes", "policy"),
     *("verified", "continued_equal", "rounds", "downtime_s", "total_time_s", "bytes_wire"),
     *("pages_lost", "pages_spurious", "mismatches", "hunks_off", "wall_s", "versions"),
+    *("encoding", "encodings", "encode_s", "delta_cache"),
 }
 PROMISED_OF_A_ROUND = {
     *("round", "pages_sent", "pages_soft_dirty", "pages_written", "pages_zero", "bytes_wire"),
-    *("duration_s", "reason"),
+    *("duration_s", "reason", "encodings", "encode_s", "delta_cache"),
 }
 PARTS_OF_DOWNTIME = {"total", "freeze", "scan", "dump", "transfer", "restore", "resume"}
 

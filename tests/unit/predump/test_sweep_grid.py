@@ -183,3 +183,13 @@ def test_the_comparisons_of_guestperf_are_there() -> None:
 def test_a_comparison_that_there_is_not_is_told_with_the_nearest_name() -> None:
     with pytest.raises(GridError, match="unknown comparison 'pause-iter'; did you mean 'pause-it"):
         load_comparison("pause-iter")
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[3] / "scenarios/sweeps").glob("*.toml")), ids=str
+)
+def test_the_ready_grids_have_points_that_can_run(path: Path) -> None:
+    ready = load_grid(path)
+    points = list(ready.points())
+    assert ready.name == path.stem
+    assert len({point.key for point in points}) == len(points) > 1
