@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from livemigration.batch import BATCH_BYTES
 from livemigration.costs import KIB, CostSpec
 from livemigration.theory import Overhead, PreCopy, constant_rate, random_writes
 from livemigration.units import parse_bandwidth, parse_rate, parse_size, parse_time_ns
 from predump.report.study import Done
+from source_node.migration import GATHER_BATCHES
 
 NS = 1e9
 MOST_PAGES = 1 << 22
@@ -58,9 +60,11 @@ def expected(done: Done) -> Expected | None:
     if model is None:
         return None
     final = model.round_bytes[-1]
-    # Frozen, pages are copied first and sent then; while the task runs both go on at once.
+    # Frozen, the first pages are copied before any is sent; then both go on at once.
+    first = min(int(final), GATHER_BATCHES * BATCH_BYTES)
     bandwidth = parse_bandwidth(settings["link.bandwidth"]) / 8
-    sending = (final / bandwidth if bandwidth else 0.0) + costs.copy_ns(int(final)) / NS
+    meanwhile = costs.copy_ns(int(final) - first) / NS
+    sending = costs.copy_ns(first) / NS + max(final / bandwidth if bandwidth else 0.0, meanwhile)
     after = (costs.restore_ns(1, int(final)) + costs.resume) / NS
     downtime = frozen + sending + latency + after
     total = math.fsum(model.round_s[:-1]) + downtime
