@@ -36,7 +36,9 @@ def here(*sets: str) -> Result:
 
 
 def repeatable(result: Result) -> dict[str, Any]:
-    return result.model_dump(exclude={"migration_id", "versions", "wall_s", "transfer_wall_s"})
+    """All but the scenario, which names the tracker, and what no two runs have in common."""
+    once = {"migration_id", "versions", "wall_s", "transfer_wall_s"}
+    return result.model_dump(exclude={"scenario", *once})
 
 
 @pytest.mark.parametrize(
