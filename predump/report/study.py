@@ -18,8 +18,11 @@ from predump.runs import Run
 _ACROSS = ("workload.rate", "link.bandwidth", "memory")
 """Keys that become the horizontal axis, the first that varies."""
 
-_PANELS = ("workload.kind", "link.bandwidth", "memory", "page_size")
+_PANELS = ("workload.kind", "workload.content", "link.bandwidth", "memory", "page_size")
 """Keys that make panels unless they are the axis."""
+
+_BARE = ("workload.kind", "link.bandwidth", "encoding.kind", "encoding.codec")
+"""Keys whose values say enough without a name beside them."""
 
 _NAMES: Mapping[str, str] = {
     "workload.rate": "page writes per second",
@@ -108,7 +111,7 @@ def study(runs: Iterable[Run]) -> Study:
             run,
             run.result,
             ", ".join(_value(key, run) for key in panel_keys if key in run.settings),
-            _series(run, rest),
+            _series(run, rest, with_policy="policy.kind" in varying or not rest),
             _number(across, run),
         )
         for run in runs
@@ -172,14 +175,19 @@ def _value(key: str, run: Run) -> str:
     value = run.settings[key]
     found = quantity(key, value)
     text = shown(*found) if found is not None else str(value)
-    return text if key in ("workload.kind", "link.bandwidth") else f"{text} {_words(key)}"
+    return text if key in _BARE else f"{text} {_words(key)}"
 
 
-def _series(run: Run, keys: Sequence[str]) -> str:
-    """The policy, and whatever else is different between runs."""
-    own = [key for key in keys if key in run.settings]
-    policy = run.result.policy.kind if run.result is not None else ""
-    return ", ".join([policy, *(f"{_words(key)} {_plain(key, run)}" for key in own)])
+def _series(run: Run, keys: Sequence[str], *, with_policy: bool) -> str:
+    """Whatever is different between runs, the policy first."""
+    named = [
+        _plain(key, run) if key in _BARE else f"{_words(key)} {_plain(key, run)}"
+        for key in keys
+        if key in run.settings
+    ]
+    if with_policy or not named:
+        named.insert(0, run.result.policy.kind if run.result is not None else "")
+    return ", ".join(named)
 
 
 def _plain(key: str, run: Run) -> str:
