@@ -16,7 +16,10 @@ from livemigration.units import (
 Unit = str
 """What a number counts: "pages/s", "bit/s", "B", "s" or "" (nothing but itself)."""
 
-_SIZES = ("memory", "page_size", "workload.working_set", "workload.write_size", "workload.arena")
+_SIZES = (
+    *("memory", "page_size", "encoding.cache"),
+    *("workload.working_set", "workload.write_size", "workload.arena"),
+)
 
 
 def quantity(key: str, value: Any, page_size: int = 4096) -> tuple[float, Unit] | None:
