@@ -16,7 +16,6 @@ from predump.render import make_console
 
 if TYPE_CHECKING:
     from livemigration.machine_file import MachineFile
-    from predump.accuracy.compare import Pair
 
 Scenario = Annotated[
     Path | None,
@@ -69,6 +68,7 @@ def accuracy_command(
         from predump.accuracy.compare import summarize
         from predump.accuracy.measure import measure
         from predump.accuracy.report import to_json, to_markdown
+        from predump.runner import RunError
 
         console = make_console(stderr=True)
         targets = [_checked(path) for path in outputs or []]
@@ -80,12 +80,16 @@ def accuracy_command(
         )
         costs = _machine(machine, lambda line: console.print(line, style="dim"))
         cases = make_cases(grid, costs)
-        pairs = asyncio.run(measure(cases, repeats, lambda pair: console.print(_line(pair))))
+        found = asyncio.run(measure(cases, repeats, console.print))
+        if not found.pairs:
+            raise RunError(f"every case failed: {found.failed[0][1]}")
         for path in targets:
             made = to_json if path.suffix == ".json" else to_markdown
-            path.write_text(made(pairs, costs).rstrip("\n") + "\n", encoding="utf-8")
-        typer.echo(to_markdown(pairs, costs))
-        raise typer.Exit(0 if summarize(pairs).verified else DIFFERS)
+            path.write_text(made(found, costs).rstrip("\n") + "\n", encoding="utf-8")
+        typer.echo(to_markdown(found, costs))
+        if not summarize(found.pairs).verified:
+            raise typer.Exit(DIFFERS)
+        raise typer.Exit(FAILED if found.failed else 0)
 
 
 def _explained(error: Exception) -> tuple[str, int]:
@@ -142,12 +146,3 @@ def _machine(name: str, on_step: Callable[[str], None]) -> "MachineFile":
     if name:
         return load_machine(name)
     return calibrate(Plan(256 << 20, 7, "this-host"), on_step)
-
-
-def _line(pair: "Pair") -> str:
-    case, ours, theirs = pair.case, pair.predicted, pair.typical
-    return (
-        f"{case.memory}, {case.bandwidth}, {case.rate}: downtime "
-        f"{ours.downtime_s.total * 1e3:.0f} ms predicted, {theirs.downtime_s.total * 1e3:.0f} "
-        f"measured ({pair.downtime_error:+.1%}); rounds {len(ours.rounds)} and {len(theirs.rounds)}"
-    )

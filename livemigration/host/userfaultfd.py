@@ -67,7 +67,7 @@ class Userfaultfd:
         except OSError as error:
             self.close()
             raise BadRequest(
-                "userfaultfd has no WP_ASYNC here; it came with Linux 6.7, on x86-64 and arm64"
+                "userfaultfd has no WP_ASYNC here; it came with Linux 6.7 on x86-64, 6.10 on arm64"
             ) from error
 
     def register(self, start: int, length: int) -> None:

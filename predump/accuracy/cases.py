@@ -43,6 +43,9 @@ class Case:
     predicted: Scenario
     measured: Scenario
 
+    def __str__(self) -> str:
+        return f"{self.memory}, {self.bandwidth}, {self.rate}"
+
 
 def make_cases(grid: Grid, machine: MachineFile) -> list[Case]:
     """Every combination. `ScenarioError` for a value that is none, before anything runs."""

@@ -56,6 +56,14 @@ class Pair:
         common = min(len(ours), len(theirs)) - (not self.same_rounds)
         return [_relative(ours[k].pages_sent, theirs[k].pages_sent) for k in range(1, common)]
 
+    def __str__(self) -> str:
+        ours, theirs = self.predicted, self.typical
+        return (
+            f"{self.case}: downtime {ours.downtime_s.total * 1e3:.0f} ms predicted, "
+            f"{theirs.downtime_s.total * 1e3:.0f} measured ({self.downtime_error:+.1%}); rounds "
+            f"{len(ours.rounds)} and {len(theirs.rounds)}"
+        )
+
 
 def _relative(ours: float, theirs: float) -> float:
     """(ours - theirs) / theirs; equal zeros do not differ."""

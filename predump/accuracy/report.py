@@ -9,12 +9,13 @@ from typing import Any
 
 from livemigration.machine_file import MachineFile
 from predump.accuracy.compare import PARTS, Pair, summarize
+from predump.accuracy.measure import Found
 from predump.result import Result
 
 ACCURACY_SCHEMA = "predump.accuracy/1"
 
 
-def to_json(pairs: Sequence[Pair], machine: MachineFile) -> str:
+def to_json(found: Found, machine: MachineFile) -> str:
     """One object: the machine, every case with both results, and the summary."""
     return json.dumps(
         {
@@ -24,8 +25,17 @@ def to_json(pairs: Sequence[Pair], machine: MachineFile) -> str:
                 "host": machine.host,
                 "costs": machine.cost_table(),
             },
-            "cases": [_case(pair) for pair in pairs],
-            "summary": asdict(summarize(pairs)),
+            "cases": [_case(pair) for pair in found.pairs],
+            "failed": [
+                {
+                    "memory": case.memory,
+                    "rate": case.rate,
+                    "bandwidth": case.bandwidth,
+                    "error": reason,
+                }
+                for case, reason in found.failed
+            ],
+            "summary": asdict(summarize(found.pairs)),
         },
         indent=2,
     )
@@ -46,11 +56,13 @@ def _case(pair: Pair) -> dict[str, Any]:
     }
 
 
-def to_markdown(pairs: Sequence[Pair], machine: MachineFile) -> str:
+def to_markdown(found: Found, machine: MachineFile) -> str:
     """Three tables: the summary, downtime with its parts, and pages by round."""
+    pairs = found.pairs
     return "\n".join(
         [
             *_summary(pairs),
+            *(f"{case}: failed: {reason}" for case, reason in found.failed),
             "",
             f"Costs of machine `{machine.name}`"
             + (f" ({_host(machine)})" if machine.host else "")

@@ -9,6 +9,7 @@ import pytest
 from livemigration.machine_file import load_machine
 from predump.accuracy.cases import Case, Grid, make_cases
 from predump.accuracy.compare import Pair, summarize
+from predump.accuracy.measure import Found
 from predump.accuracy.report import to_markdown
 from predump.result import Result
 from predump.scenario import ScenarioError
@@ -105,7 +106,9 @@ def test_the_summary_takes_medians_and_the_worst_without_sign() -> None:
 
 
 def test_the_tables_have_every_case_with_both_figures() -> None:
-    text = to_markdown([pair(run(0.9, 100, 50, 30), run(1.0, 100, 40))], KVM)
+    failed = [(case(), "the destination is lost")]
+    text = to_markdown(Found([pair(run(0.9, 100, 50, 30), run(1.0, 100, 40))], failed), KVM)
+    assert "8MiB, 1Gbit/s, 100 pages/s: failed: the destination is lost" in text
     assert "| error of the downtime | 10.0% | 10.0% |" in text
     assert "1 cases, in 0 of them as many rounds as predicted; every run verified." in text
     assert "waited for a processor 25% to 25% of the time" in text
