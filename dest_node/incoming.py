@@ -219,15 +219,15 @@ class IncomingTask:
                     raise DamagedFrame(f"object {shared.id} has huge pages of {huge_bytes} bytes")
                 huge = (huge_bytes // machine.page_size).bit_length() - 1 if huge_bytes else 0
                 self._shared[shared.id] = machine.create_shared(shared.pages, keep=True, huge=huge)
+            elif shared.live_told and not huge_bytes:
+                drop_holes(machine, self._shared[shared.id], shared)
             return
         if shared.id not in self._files:
             on_disk = shared.kind == common_pb2.OBJECT_KIND_DISK
             self._files[shared.id] = self.task.create_file(shared.pages, on_disk=on_disk)
         file = self.task.files[self._files[shared.id]]
         self._shared[shared.id] = file.object_id
-        if len(shared.live_start) != len(shared.live_pages):
-            raise DamagedFrame("the live pages of a file are columns of different lengths")
-        drop_holes(machine, file, shared)
+        drop_holes(machine, file.object_id, shared)
 
     def _drop_dead(self, mm: Mm, process: common_pb2.Process) -> None:
         """Private pages that have no content at the source any more go away here."""

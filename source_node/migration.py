@@ -35,8 +35,8 @@ from livemigration.errors import (
     MigrationError,
 )
 from livemigration.execution import Execution
-from livemigration.files import describe_file, offsets
-from livemigration.layout import to_proto
+from livemigration.files import describe_file, describe_shared, offsets
+from livemigration.layout import huge_objects, to_proto
 from livemigration.link import Link, TokenBucket
 from livemigration.ownership import Ownership, OwnershipMachine
 from livemigration.packing import Packing, pack, pack_from
@@ -350,8 +350,10 @@ class Migration:
         for found in scan.files:
             begin.shared.append(describe_file(found.file, found.live))
             shared_ids.discard(found.file.object_id)
-        for shared_id in sorted(shared_ids):
-            begin.shared.add(id=shared_id, pages=machine.shared(shared_id).npages)
+        huge = huge_objects(process.space for process in scan.processes)
+        with self._execution.lock:
+            for shared_id in sorted(shared_ids):
+                begin.shared.append(describe_shared(machine, shared_id, huge=shared_id in huge))
         if final:
             begin.core = self._core()
         return begin

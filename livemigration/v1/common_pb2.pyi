@@ -244,12 +244,16 @@ class SharedObject(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     LIVE_START_FIELD_NUMBER: _builtins.int
     LIVE_PAGES_FIELD_NUMBER: _builtins.int
+    LIVE_TOLD_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     pages: _builtins.int
     kind: Global___ObjectKind.ValueType
+    live_told: _builtins.bool
     @_builtins.property
     def live_start(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Files: every page that has content at this round's scan, by number, as runs."""
+        """Every page that has content at this round's scan, by number, as runs: of files, and of other
+        objects if `live_told`.
+        """
 
     @_builtins.property
     def live_pages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
@@ -261,10 +265,11 @@ class SharedObject(_message.Message):
         kind: Global___ObjectKind.ValueType = ...,
         live_start: _abc.Iterable[_builtins.int] | None = ...,
         live_pages: _abc.Iterable[_builtins.int] | None = ...,
+        live_told: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "kind", b"kind", "live_pages", b"live_pages", "live_start", b"live_start", "pages", b"pages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "kind", b"kind", "live_pages", b"live_pages", "live_start", b"live_start", "live_told", b"live_told", "pages", b"pages"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
