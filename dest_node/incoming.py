@@ -10,8 +10,8 @@ from __future__ import annotations
 import errno
 import json
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dest_node.checkpoint import describe_task
+from dest_node.missing import MissingPages
+from dest_node.page_channel import PageChannel
+from dest_node.post_copy import VirtualRun, WallRun
 from dest_node.reserve import reserve
 from dest_node.store import CommitRecord, StateDirectory
 from livemigration import batch
@@ -74,6 +78,9 @@ class IncomingTask:
     digests: TaskDigests | None = None
     execution: Execution | None = None
     recovered: bool = False
+    missing: MissingPages | None = None  # post-copy: the pages that come after the hand-over
+    channel: PageChannel | None = None  # ... and who brings them
+    post_copy: VirtualRun | WallRun | None = None  # ... once the task is this host's
     _received: int = 0  # pages of the round so far
     _decoder: Decoder | None = None  # while pages come
     _shared: dict[int, int] = field(default_factory=dict)
@@ -194,6 +201,25 @@ class IncomingTask:
             mm = self.task.processes[process.pid]
             reconcile(mm, spaces[process.pid], self._shared)
             self._drop_dead(mm, process)
+        if begin.HasField("post_copy"):
+            self._expect_lazy_pages(begin)
+
+    def _expect_lazy_pages(self, begin: common_pb2.RoundBegin) -> None:
+        """Pages that come later; what an earlier round brought of them is out of date."""
+        page_size = self.spec.page_size
+        lazy: dict[int, U64] = {}
+        for process in begin.processes:
+            starts = np.array(process.lazy_start, dtype=np.uint64)
+            pages = np.array(process.lazy_pages, dtype=np.uint64)
+            if starts.size != pages.size:
+                raise DamagedFrame("the lazy pages of a process are columns of different lengths")
+            if starts.size:
+                addresses = from_runs(starts, pages, page_size)
+                if (addresses[1:] <= addresses[:-1]).any():
+                    raise DamagedFrame("the lazy pages of a process are out of order")
+                self.task.processes[process.pid].discard(addresses)
+                lazy[process.pid] = addresses
+        self.missing = MissingPages(lazy, page_size)
 
     def _open_decoder(self, begin: common_pb2.RoundBegin) -> None:
         """The first round says how many pages are to be remembered for deltas."""
@@ -326,8 +352,10 @@ class IncomingTask:
                         pages=gather_bytes(self.task.machine.content, pages.rows[window]),
                     )
 
-    def verified(self, *, equal: bool) -> None:
-        """The comparison's result."""
+    def verified(self, *, equal: bool, lazy: Mapping[int, tuple[U64, U64]] | None = None) -> None:
+        """The comparison's result; `lazy`: the digests of pages that come later, by process."""
+        if self.missing is not None:
+            self.missing.expect(lazy or {})
         if equal and self.complete:
             self.ownership.to(Ownership.VERIFIED)
 
@@ -343,13 +371,52 @@ class IncomingTask:
         with self.lock:
             # Everything that can fail comes before the point of no return.
             self.execution = self._restore()
-            if self.store is not None:
+            if self.missing is not None:
+                self._take_over_without_pages(self.missing)
+            elif self.store is not None:
                 machine = self.task.machine
                 self.store.commit(self._record())
                 machine.replace_content(
                     self.store.private_pages(machine.config.frames, machine.page_size)
                 )
             self.ownership.to(Ownership.COMMITTED)
+
+    def _take_over_without_pages(self, missing: MissingPages) -> None:
+        assert self.begin is not None
+        assert self.execution is not None
+        if self.channel is None:
+            raise WrongState("post-copy: the source has not opened the page stream")
+        kind = WallRun if self.request.clock == "wall" else VirtualRun
+        self.post_copy = kind(
+            self.execution, missing, self.begin.post_copy, self.channel, self._whole
+        )
+        if self.store is not None:
+            self.store.note_taken(self.request.migration_id)
+
+    def _whole(self) -> None:
+        """The last page of a post-copy has come, and the task is at rest for a moment."""
+        if self.store is None:
+            return
+        assert self.execution is not None
+        self.store.commit(
+            replace(
+                self._record(),
+                begin=describe_task(self.execution, self.task).SerializeToString(),
+                memory_digest=digest_task(self.task).memory_digest,
+            )
+        )
+        machine = self.task.machine
+        machine.replace_content(self.store.private_pages(machine.config.frames, machine.page_size))
+
+    async def run_to(self, workload_ns: int) -> None:
+        """The task runs until its own time is `workload_ns`; `WrongState` if it cannot go on."""
+        assert self.execution is not None
+        if self.post_copy is None:
+            await self.execution.run_to(workload_ns)
+            return
+        await self.post_copy.run_to(workload_ns)
+        if self.post_copy.record.halted:
+            raise WrongState(self.post_copy.record.halted)
 
     def _restore(self) -> Execution:
         """The workload, with the state it had when it was frozen, on the memory that is here."""

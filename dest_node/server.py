@@ -80,6 +80,11 @@ def _add_node(node: DestinationNode, server: grpc.aio.Server) -> None:
         request_deserializer=None,
         response_serializer=common_pb2.TransferAck.SerializeToString,
     )
+    handlers.methods["FetchPages"] = grpc.stream_stream_rpc_method_handler(
+        node.FetchPages,
+        request_deserializer=None,
+        response_serializer=destination_node_pb2.PageRequest.SerializeToString,
+    )
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler(SERVICE, handlers.methods),)
     )

@@ -6,9 +6,10 @@ import asyncio
 import os
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc
@@ -16,6 +17,8 @@ import grpc.aio
 from google.protobuf import json_format
 
 from dest_node.incoming import IncomingTask, Request
+from dest_node.page_channel import StreamChannel
+from dest_node.post_copy import VirtualRun, WallRun
 from dest_node.store import StateDirectory
 from dest_node.warmup import warm_up
 from livemigration.drill import Drill
@@ -69,6 +72,25 @@ class _Arrivals:
         self.drill.reach("final" if final else f"round-{self.incoming.round}")
 
 
+@dataclass(slots=True)
+class _PageDrill:
+    """Counts the frames of a page stream, for a drill in the middle of it or at its end."""
+
+    drill: Drill
+    source: Callable[[], Awaitable[bytes | None]]
+    frames: int = 0
+
+    async def read(self) -> bytes | None:
+        """The next message."""
+        message = await self.source()
+        self.frames += 1
+        if message is None:
+            self.drill.reach("pages-over")
+        elif self.frames == _DRILL_FRAME:
+            self.drill.reach("pages")
+        return message
+
+
 class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
     """One destination host. It has at most one task at a time."""
 
@@ -91,6 +113,9 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
         self._connected = 0
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="destination")
         self._committing = asyncio.Lock()
+        self._lost = ""  # migration whose task ran here and died with the process before this one
+        self._watching: asyncio.Task[None] | None = None  # of a post-copy's source
+        self._continuing: asyncio.Task[None] | None = None
         self._warm = WarmUp(warm_up)
 
     # -- the process' life
@@ -101,6 +126,7 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
         if self._store is None:
             return
         self._incoming = await self._in_thread(IncomingTask.recover, self._store)
+        self._lost = await self._in_thread(self._store.lost)
         if self._incoming is not None and self._incoming.execution is not None:
             self._incoming.execution.thaw()
             self._say("committed", self._incoming, recovered=True)
@@ -108,6 +134,7 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
     async def close(self) -> None:
         """Stops a running task and frees everything; a state directory keeps what was committed."""
         incoming = self._incoming
+        await self._stop_post_copy()
         if incoming is not None:
             if incoming.execution is not None:
                 await incoming.execution.close()
@@ -159,6 +186,9 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
                 raise WrongState(f"this host is receiving migration {current.request.migration_id}")
             await self._in_thread(current.give_up)
             self._incoming = None
+        if self._lost and self._store is not None:
+            await self._in_thread(self._store.forget)
+            self._lost = ""
         self._incoming = await self._in_thread(
             IncomingTask.prepare,
             Request(
@@ -217,6 +247,29 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
             if len(frames) < len(some):
                 return
 
+    async def FetchPages(  # type: ignore[override]  # reads and writes by hand
+        self, _: object, context: _Context
+    ) -> None:
+        """Requests out, frames in, for as long as the source holds the stream open."""
+        async with answering(context):
+            incoming = self._find(_metadata(context, "migration-id"))
+            incoming.ownership.require(Ownership.VERIFIED, Ownership.COMMITTED)
+            channel = self._page_channel(incoming)
+            await context.send_initial_metadata(())
+            drill = _PageDrill(self._drill, partial(_read, context))
+            await channel.hold(drill.read, context.write)
+
+    def _page_channel(self, incoming: IncomingTask) -> StreamChannel:
+        if incoming.channel is None:
+            if incoming.begin is None or incoming.missing is None:
+                raise WrongState("this migration is no post-copy: there are no pages to ask for")
+            plan = incoming.begin.post_copy
+            incoming.channel = StreamChannel(
+                incoming.spec.page_size, plan.lost_after_ns, plan.bandwidth_bps
+            )
+        assert isinstance(incoming.channel, StreamChannel)
+        return incoming.channel
+
     async def Verify(
         self,
         request_iterator: AsyncIterator[destination_node_pb2.VerifyChunk],
@@ -249,7 +302,7 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
                 comparison.compare, digests
             )
             self._drill.reach("verify")
-            incoming.verified(equal=reply.equal)
+            incoming.verified(equal=reply.equal, lazy=comparison.lazy)
             self._say("verified" if reply.equal else "differs", incoming)
             return reply
 
@@ -275,6 +328,8 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
             await self._in_thread(incoming.take_over, request.memory_digest)
             restored = time.monotonic_ns()
             assert incoming.execution is not None
+            if incoming.post_copy is not None and self._watching is None:
+                self._watch(incoming.post_copy, self._page_channel(incoming))
             incoming.execution.thaw()
             resumed = time.monotonic_ns()
             self._drill.reach("in-commit")
@@ -284,11 +339,37 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
             status.resume_ns = resumed - restored
             return status
 
+    def _watch(self, run: VirtualRun | WallRun, channel: StreamChannel) -> None:
+        """The task runs, and its pages come through the stream, until the source is lost."""
+        if isinstance(run, WallRun):
+            channel.on_frame = run.arrived
+            run.start()
+        channel.on_lost = run.lost
+        self._watching = asyncio.create_task(self._watch_source(channel), name="source-watch")
+
+    async def _watch_source(self, channel: StreamChannel) -> None:
+        await channel.watch()
+        if self._incoming is not None and channel.lost is not None:
+            self._say("source-lost", self._incoming, message=str(channel.lost))
+
+    async def _stop_post_copy(self) -> None:
+        """Nobody waits for pages any more."""
+        incoming = self._incoming
+        if incoming is not None and isinstance(incoming.channel, StreamChannel):
+            incoming.channel.stop("the task was ended")
+        for work in (self._continuing, self._watching):
+            if work is not None:
+                await asyncio.wait([work], timeout=5)
+                work.cancel()
+        self._continuing = self._watching = None
+
     async def Abort(
         self, request: destination_node_pb2.AbortRequest, context: _Context
     ) -> destination_node_pb2.MigrationStatus:
         """Forgets the task, unless it is this host's already: the answer says which."""
         async with answering(context), self._committing:
+            if self._lost and request.migration_id == self._lost:
+                return self._status_of_lost()
             incoming = self._find(request.migration_id)
             await self._in_thread(incoming.give_up)
             self._say(incoming.ownership.state.name.lower(), incoming, reason=request.reason)
@@ -299,6 +380,8 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
     ) -> destination_node_pb2.MigrationStatus:
         """How far a migration is."""
         async with answering(context):
+            if self._lost and request.migration_id == self._lost:
+                return self._status_of_lost()
             self._find(request.migration_id)
             return self._status()
 
@@ -312,7 +395,10 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
             self._drill.reach("after-commit")
             execution = incoming.execution
             assert execution is not None
-            await execution.run_to(request.until_workload_ns)
+            # Goes on though the caller should be lost meanwhile, and is found again by the next.
+            if self._continuing is None or self._continuing.done():
+                self._continuing = asyncio.create_task(incoming.run_to(request.until_workload_ns))
+            await asyncio.shield(self._continuing)
             digests = await self._in_thread(incoming.digest)
             self._say("done", incoming)
             return destination_node_pb2.ContinueReply(
@@ -328,9 +414,10 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
         async with answering(context):
             incoming = self._find(request.migration_id)
             incoming.ownership.require(Ownership.COMMITTED)
+            status = self._status()
+            await self._stop_post_copy()
             if incoming.execution is not None:
                 await incoming.execution.close()
-            status = self._status()
             self._incoming = None
             await self._in_thread(incoming.task.release)
             if self._store is not None:
@@ -355,6 +442,14 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
             sequence=incoming.sequence,
             incarnation=self._incarnation,
             recovered=incoming.recovered,
+            post_copy=None if incoming.post_copy is None else incoming.post_copy.status(),
+        )
+
+    def _status_of_lost(self) -> destination_node_pb2.MigrationStatus:
+        return destination_node_pb2.MigrationStatus(
+            migration_id=self._lost,
+            ownership=common_pb2.OWNERSHIP_STATE_LOST,
+            incarnation=self._incarnation,
         )
 
     def _say(self, state: str, incoming: IncomingTask, **fields: object) -> None:
@@ -369,6 +464,12 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
 
     async def _in_thread(self, call: Any, *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._pool, call, *arguments)
+
+
+async def _read(context: _Context) -> bytes | None:
+    """The next message; None when the peer has ended the stream."""
+    message = await context.read()
+    return None if message is grpc.aio.EOF else message
 
 
 def _metadata(context: _Context, key: str) -> str:

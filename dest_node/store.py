@@ -9,6 +9,10 @@ works on a private copy-on-write mapping of the same file, so the file stays as 
 process started with the same directory finds the task there and goes on from the commit: the
 workload is deterministic, so nothing is lost by doing its operations again. This outlives the
 process, however it dies; it is not meant to outlive the operating system.
+
+A task that was taken over by post-copy is not whole yet, and runs already: it is not in the
+directory before its last page has come, when it is written as it is then. Until that, the directory
+says only that there is such a task, so that a process started anew knows that it was lost.
 """
 
 from __future__ import annotations
@@ -33,6 +37,7 @@ from livemigration.spec import TaskSpec
 from livemigration.v1 import common_pb2
 
 _COMMIT = "committed.json"
+_TAKEN = "taken-over"
 _ROWS = "committed.npz"
 _PAGES = "pages"
 _STORE_ID = "store-id"
@@ -138,6 +143,25 @@ class StateDirectory:
         except OSError as error:
             (self.path / _COMMIT).unlink(missing_ok=True)
             raise NoSpace(f"state directory {self.path}: {error.strerror}") from error
+
+    def note_taken(self, migration_id: str) -> None:
+        """Writes that this host runs a task that is not here: by post-copy, before its pages are.
+
+        `NoSpace` if it cannot be written.
+        """
+        try:
+            self._write(_TAKEN, migration_id.encode())
+        except OSError as error:
+            raise NoSpace(f"state directory {self.path}: {error.strerror}") from error
+
+    def lost(self) -> str:
+        """The migration whose task this host ran, and lost with its process; "" if there is none.
+
+        Only for a process that has just started.
+        """
+        if (self.path / _COMMIT).exists() or not (self.path / _TAKEN).exists():
+            return ""
+        return (self.path / _TAKEN).read_text(errors="replace").strip()
 
     def _write_commit(self, record: CommitRecord) -> None:
         arrays: dict[str, NDArray[Any]] = {"begin": np.frombuffer(record.begin, dtype=np.uint8)}
@@ -248,7 +272,7 @@ class StateDirectory:
 
     def forget(self) -> None:
         """Removes the task: ended, or never committed."""
-        for name in (_COMMIT, _ROWS, _PAGES):
+        for name in (_COMMIT, _TAKEN, _ROWS, _PAGES):
             (self.path / name).unlink(missing_ok=True)
 
 

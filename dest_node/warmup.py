@@ -6,7 +6,10 @@ for all of them. A host that has just started would spend that in its first roun
 
 from __future__ import annotations
 
+import numpy as np
+
 from dest_node.incoming import IncomingTask, Request
+from dest_node.prefetch import make_prefetcher
 from livemigration import batch
 from livemigration.layout import describe, to_proto
 from livemigration.task import ROOT_PID
@@ -15,7 +18,10 @@ from livemigration.warm import encoded_frames, pages_frame, small_task
 
 
 def warm_up() -> None:
-    """Receives a task of a few pages, looks at its digests, and forgets it."""
+    """Receives a task of a few pages, looks at its digests, and forgets it.
+
+    Then the pages come once more, as those of a post-copy do.
+    """
     task, addresses = small_task()
     process = to_proto(describe(ROOT_PID, 0, task.processes[ROOT_PID]))
     process.live_start.append(int(addresses[0]))
@@ -31,5 +37,22 @@ def warm_up() -> None:
     for frame in encoded_frames(addresses, task.machine.page_size, sequence=3):
         incoming.apply(frame)
     incoming.digest()
+    incoming.apply(batch.encode_end(3, 0, common_pb2.RoundEnd(pages=addresses.size)))
+    process.lazy_start.extend(process.live_start)
+    process.lazy_pages.extend(process.live_pages)
+    begin = common_pb2.RoundBegin(processes=[process], post_copy=common_pb2.PostCopyPlan())
+    incoming.apply(batch.encode_begin(4, 1, begin))
+    _fetch(incoming, batch.decode(pages_frame(task, addresses, sequence=1)))
     incoming.give_up()
     task.release()
+
+
+def _fetch(incoming: IncomingTask, frame: batch.Frame) -> None:
+    missing = incoming.missing
+    assert missing is not None
+    order = make_prefetcher("around-faults", missing.borders, 1)
+    order.fault(0)
+    missing.request(1, order.next(missing.states, missing.count), urgent=False)
+    missing.request(2, np.zeros(1, dtype=np.int64), urgent=True)
+    missing.first(ROOT_PID, frame.run_start, 0)
+    missing.place(frame, incoming.task.processes)

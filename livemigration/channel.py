@@ -24,9 +24,10 @@ CHANNEL_OPTIONS: list[tuple[str, int]] = [
     *_LIMITS,
     # A channel of its own: channels with equal arguments would share one connection.
     ("grpc.use_local_subchannel_pool", 1),
-    # A peer that comes back is found again soon.
+    # A peer that comes back is found again soon; the second one is how long it may take to answer a
+    # new connection, which a busy host needs.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 5000),
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
 

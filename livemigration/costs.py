@@ -134,6 +134,17 @@ class CostSpec(BaseModel):
         description='encoding "auto": looking at a sample of one page (measured: 333 to 367 ns)',
     )
 
+    remote_fault: TimeNs = Field(
+        default=4_500,
+        description="post-copy: a fault through userfaultfd and back to the task, without what "
+        "the page itself takes (measured: 1.5 to 4.7 us; awake or asleep handler)",
+    )
+    place_kib: TimeNs = Field(
+        default=540,
+        description="post-copy: UFFDIO_COPY of 1 KiB that the task waits for (measured: 1.6-2.6 us "
+        "per 4 KiB)",
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _machine_was_read(cls, data: object) -> object:

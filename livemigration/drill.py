@@ -19,7 +19,10 @@ DESTINATION_PHASES = (
     "before-commit",  # asked to take over, nothing written yet
     "in-commit",  # took over (and wrote so), the answer not yet sent
     "after-commit",  # the task runs here
+    "pages",  # post-copy: in the middle of the pages that come while the task runs
+    "pages-over",  # post-copy: all of them are here, and the source has been told
 )
+SOURCE_PHASES = ("serving",)  # post-copy: in the middle of the pages that the destination asks for
 ACTIONS = ("kill", "pause")
 
 
@@ -31,15 +34,15 @@ class Drill:
     phase: str = ""
 
     @classmethod
-    def parse(cls, text: str) -> Drill:
+    def parse(cls, text: str, phases: tuple[str, ...] = DESTINATION_PHASES) -> Drill:
         """``"kill@final"``; ValueError with what is allowed."""
         if not text:
             return cls()
         action, _, phase = text.partition("@")
-        if action not in ACTIONS or phase not in DESTINATION_PHASES:
+        if action not in ACTIONS or phase not in phases:
             raise ValueError(
                 f"{text!r} is not a drill; write ACTION@PHASE with action {' or '.join(ACTIONS)} "
-                f"and phase {', '.join(DESTINATION_PHASES)}"
+                f"and phase {', '.join(phases)}"
             )
         return cls(action, phase)
 

@@ -7,6 +7,7 @@
   * DamagedFrame - a frame of the transfer stream that is not what was sent (DATA_LOSS)
   * NoSpace - the destination has no room for the task (RESOURCE_EXHAUSTED)
   * DestinationLost - the destination cannot be reached or came back without the task
+  * SourceLost - the source of a post-copy is gone, and pages with it
   * CommitInDoubt - commit was sent and no answer came
   * Aborted - somebody asked for the end of the migration
   * PolicyFailed - a policy of the user's raised an error, or said what cannot be followed
@@ -41,6 +42,10 @@ class NoSpace(MigrationError):
 
 class DestinationLost(MigrationError):
     """The destination is gone, or came back without the task."""
+
+
+class SourceLost(MigrationError):
+    """The source is gone before all pages of a post-copy were here."""
 
 
 class Aborted(MigrationError):

@@ -9,6 +9,7 @@ goes through `lock`: the workload takes it for a slice, the migration for one sc
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,6 +31,17 @@ MOST_LAG_NS = 50_000_000
 """At most so much overdue work is done in one slice, so that nobody waits long for the lock."""
 
 
+def core_of(execution: Execution) -> str:
+    """What a task at rest is beside its memory, as JSON; a core image is beside the pages so."""
+    return json.dumps(
+        {
+            "workload": execution.workload.state(),
+            "workload_ns": execution.workload_ns,
+            "next_pid": execution.task.next_pid,
+        }
+    )
+
+
 class Execution:
     """One task under one workload at one host."""
 
@@ -49,6 +61,7 @@ class Execution:
         self.workload_ns = workload_ns
         self.write_fault_ns = write_fault_ns
         self._wall = wall
+        self._away_ns = 0  # real time of the slice under way in which the task stood still
         self._stall_ns = 0  # time that faults took from the workload and that is not made up yet
         self._limit_ns: int | None = None
         self._throttle_percent = 0
@@ -138,6 +151,10 @@ class Execution:
 
     # -- the wall clock
 
+    def stood_still(self, duration_ns: int) -> None:
+        """Called from within a slice: so much of its real time the task could not run."""
+        self._away_ns += duration_ns
+
     def _run(self) -> None:
         """Runs in the workload's own thread, so that it needs no turns of the event loop."""
         last = time.monotonic_ns()
@@ -150,6 +167,8 @@ class Execution:
             if self._limit_ns is not None and due >= self._limit_ns:
                 due = self._limit_ns
             self._slice(due)
+            last += self._away_ns  # a task that waits for a page does not make up for it
+            self._away_ns = 0
             if self._limit_ns is not None and due >= self._limit_ns:
                 self.running = False
                 self._limit_ns = None

@@ -2,9 +2,11 @@
 
 Two state machines, one on each host, and the rule that joins them:
 
-    source       RUNNING -> FROZEN -> IN_DOUBT -> RELEASED
-                    ^          |          |
-                    +----------+----------+        (abort, or the destination never took it)
+    source       RUNNING -> FROZEN -> IN_DOUBT -> RELEASED <-+
+                    ^          |         | ^  |              |
+                    +----------+---------+ |  +-> SERVING ---+
+                     (abort, or never      |         |
+                     taken over)           +---------+ (the destination is lost)
 
     destination  RECEIVING -> VERIFIED -> COMMITTED
                      |            |
@@ -16,6 +18,13 @@ reply to Commit, or what the destination - the same process, or a new one starte
 state directory - says when it is asked. A destination that is asked and is not COMMITTED aborts for
 good before it answers, so the source can take the task back. Only silence leaves the doubt, and
 then the task stands still with all its bytes at the source until somebody settles it.
+
+With post-copy the destination commits before it has the pages. The source is SERVING from then on:
+the task is not its own any more and never runs here by itself, but its bytes stay until the
+destination has said that it needs no more of them. A destination that is lost meanwhile took what
+the task did since with it. The source has the state of the freeze and is IN_DOUBT: going back to it
+undoes what others may have seen, so that is for somebody to decide. A destination that comes back
+and knows that it had the task, but not all of it, says LOST.
 """
 
 from __future__ import annotations
@@ -38,6 +47,8 @@ class Ownership(Enum):
     VERIFIED = common_pb2.OWNERSHIP_STATE_VERIFIED
     COMMITTED = common_pb2.OWNERSHIP_STATE_COMMITTED
     ABORTED = common_pb2.OWNERSHIP_STATE_ABORTED
+    SERVING = common_pb2.OWNERSHIP_STATE_SERVING
+    LOST = common_pb2.OWNERSHIP_STATE_LOST
 
     @property
     def may_run(self) -> bool:
@@ -59,15 +70,18 @@ _SOURCE = {
     Ownership.NONE: {Ownership.RUNNING},
     Ownership.RUNNING: {Ownership.FROZEN, Ownership.NONE},
     Ownership.FROZEN: {Ownership.RUNNING, Ownership.IN_DOUBT},
-    Ownership.IN_DOUBT: {Ownership.RUNNING, Ownership.RELEASED},
+    Ownership.IN_DOUBT: {Ownership.RUNNING, Ownership.RELEASED, Ownership.SERVING},
+    Ownership.SERVING: {Ownership.RELEASED, Ownership.IN_DOUBT},
     Ownership.RELEASED: {Ownership.NONE},
 }
 _DESTINATION = {
-    Ownership.NONE: {Ownership.RECEIVING, Ownership.COMMITTED},  # COMMITTED: from the journal
+    # COMMITTED, LOST: from the journal
+    Ownership.NONE: {Ownership.RECEIVING, Ownership.COMMITTED, Ownership.LOST},
     Ownership.RECEIVING: {Ownership.VERIFIED, Ownership.ABORTED, Ownership.RECEIVING},
     Ownership.VERIFIED: {Ownership.COMMITTED, Ownership.ABORTED, Ownership.RECEIVING},
     Ownership.COMMITTED: set(),
     Ownership.ABORTED: set(),
+    Ownership.LOST: set(),
 }
 
 

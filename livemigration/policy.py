@@ -21,6 +21,11 @@ final, frozen one, and why. Sources of the rules, as read in their code:
   or after iteration 5; and the older xc_domain_save's third rule, never more than three times the
   memory in all.
 * `StopAndCopy` - no pre-dump at all: the baseline that the others are measured against.
+* `PostCopy` - CRIU's ``--lazy-pages`` and Hines and Gopalan (VEE 2009): freeze at once, and let the
+  task go on at the destination before its pages are there.
+* `Hybrid` - pre-dumps before that, as CRIU's lazy pages after ``pre-dump`` and QEMU's
+  ``migrate-start-postcopy`` do; libvirt's ``--postcopy-after-precopy`` switches after one pass.
+  What fits into the downtime limit is sent frozen instead, as QEMU does when it converges first.
 
 A user's own class (``kind = "module:Class"``) is one more: see `livemigration.user_policy`.
 """
@@ -32,11 +37,14 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from livemigration.spec import (
+    MOST_ROUNDS,
     AutoConvergePolicySpec,
     DowntimeLimitPolicySpec,
     FixedPolicySpec,
+    HybridPolicySpec,
     PhaulPolicySpec,
     PolicySpec,
+    PostCopyPolicySpec,
     StopAndCopyPolicySpec,
     ThresholdPolicySpec,
     UserPolicySpec,
@@ -67,11 +75,13 @@ class Decision:
     """`freeze`: the next round is the final one. `reason` is for people.
 
     `throttle_percent` (0 to 99): the share of its time that the task does not run from now on.
+    `post_copy`: the final round leaves pages behind that come when the task runs over there.
     """
 
     freeze: bool
     reason: str
     throttle_percent: int = 0
+    post_copy: bool = False
 
 
 class Policy(Protocol):
@@ -89,7 +99,10 @@ class Policy(Protocol):
 
     @property
     def pre_dumps(self) -> bool:
-        """False: freeze at once; the only round is sent frozen, and `decide` is never called."""
+        """False: freeze at once; the only round is sent frozen.
+
+        `decide` is then called once, before anything is sent: do pages come later (`post_copy`)?
+        """
         ...
 
     def decide(self, view: RoundView) -> Decision:
@@ -251,8 +264,51 @@ class StopAndCopy:
     pre_dumps: bool = False
 
     def decide(self, view: RoundView) -> Decision:
-        """Not asked; what it would say is to freeze."""
+        """Frozen already."""
         return Decision(True, "the task is frozen from the start")
+
+
+@dataclass(frozen=True, slots=True)
+class PostCopy:
+    """Freezes at once and leaves the pages behind."""
+
+    name: str = "post-copy"
+    counts_dirty: bool = False
+    pre_dumps: bool = False
+
+    def decide(self, view: RoundView) -> Decision:
+        """Frozen already; the pages come later."""
+        return Decision(True, "the task is frozen from the start", post_copy=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Hybrid:
+    """Pre-dumps, then post-copy, see the module's text."""
+
+    rounds: int
+    limit_ns: int
+    least_gain_percent: int
+    name: str = "hybrid"
+    counts_dirty: bool = True
+    pre_dumps: bool = True
+
+    def decide(self, view: RoundView) -> Decision:
+        """Freeze when the rest fits into the limit, or leave it behind after the last round."""
+        fits = DowntimeLimit(self.limit_ns, MOST_ROUNDS).decide(view)
+        if fits.freeze:
+            return fits
+        if view.round >= self.rounds:
+            return Decision(
+                True, f"{view.round} of {self.rounds} rounds done, post-copy", post_copy=True
+            )
+        most = view.pages_written * (100 - self.least_gain_percent)
+        if self.least_gain_percent and 100 * view.pages_dirty > most:
+            return Decision(
+                True,
+                f"{view.pages_dirty} dirty pages after {view.pages_written} sent, post-copy",
+                post_copy=True,
+            )
+        return Decision(False, f"{view.round} of {self.rounds} rounds done")
 
 
 def build_policy(spec: PolicySpec, places: Sequence[str] = ()) -> Policy:
@@ -286,3 +342,7 @@ def build_policy(spec: PolicySpec, places: Sequence[str] = ()) -> Policy:
             from livemigration.user_policy import load_policy  # which needs this module
 
             return load_policy(spec, places)
+        case PostCopyPolicySpec():
+            return PostCopy()
+        case HybridPolicySpec():
+            return Hybrid(spec.rounds, spec.downtime_limit_ns, spec.least_gain_percent)

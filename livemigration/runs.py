@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 U64 = NDArray[np.uint64]
 
+NEAR_PAGES = 2048
+
 
 def to_runs(addresses: U64, page_size: int) -> tuple[U64, U64]:
     """Ascending page addresses uint64[n] -> (starts uint64[r], pages uint64[r])."""
@@ -37,3 +39,13 @@ def from_runs(starts: U64, pages: U64, page_size: int) -> U64:
 def page_addresses(start: int, end: int, page_size: int) -> U64:
     """Every page address in [start, end): uint64[(end - start) / page_size]."""
     return np.arange(start, end, page_size, dtype=np.uint64)
+
+
+def near_pieces(addresses: U64, page_size: int) -> list[U64]:
+    """Page addresses cut where one is below the one before, or more than `NEAR_PAGES` above it.
+
+    What is close together is looked up in one walk of the page tables.
+    """
+    # A step down wraps around to a large number.
+    far = addresses[1:] - addresses[:-1] > np.uint64((NEAR_PAGES + 1) * page_size)
+    return np.split(addresses, np.flatnonzero(far) + 1)

@@ -9,7 +9,7 @@ and the files with theirs, mapped or not.
 from __future__ import annotations
 
 import struct
-from collections.abc import Container
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,10 +19,12 @@ from livemigration.digest import memory_digest, page_digests, zero_page_digest
 from livemigration.files import file_numbers, file_pages
 from livemigration.layout import areas
 from livemigration.packing import zero_pages
+from livemigration.runs import near_pieces
 from livemigration.task import Task
 from mm_model import MAP_SHARED, PM_PRESENT, PM_SWAP, Machine, Mm, Vma
 
 U64 = NDArray[np.uint64]
+_NO_PAGES = np.zeros(0, dtype=np.uint64)
 Bools = NDArray[np.bool_]
 
 
@@ -111,6 +113,16 @@ def own_pages(task: Task, pid: int) -> tuple[U64, NDArray[np.int64]]:
     return np.concatenate(addresses), np.concatenate(rows)
 
 
+def rows_at(mm: Mm, addresses: U64) -> NDArray[np.int64]:
+    """Content rows, int64[n], of pages at any addresses (uint64[n], n > 0)."""
+    size = np.uint64(mm.machine.page_size)
+    parts = []
+    for piece in near_pieces(addresses, mm.machine.page_size):
+        index = ((piece - piece[0]) // size).astype(np.int64)
+        parts.append(mm.frames(int(piece[0]), int(index[-1]) + 1)[index])
+    return np.concatenate(parts)
+
+
 def nonzero_pages(pid: int, mm: Mm) -> ProcessPages:
     """Pages of a process whose bytes are not all zeros."""
     addresses, rows = live_pages(mm)
@@ -119,20 +131,46 @@ def nonzero_pages(pid: int, mm: Mm) -> ProcessPages:
 
 
 def digest_task(task: Task) -> TaskDigests:
-    """Digests of the whole task, computed now."""
+    """Digests of the whole task, computed now; each page is read once."""
+    processes = [
+        ProcessDigests(pid, *_not_zeros(mm.machine, *live_pages(mm)))
+        for pid, mm in sorted(task.processes.items())
+    ]
+    return _digest_all(task, processes)
+
+
+def without_pages(task: Task, digests: TaskDigests, later: Mapping[int, U64]) -> TaskDigests:
+    """`digests`, just made of `task`, as if it had nothing at the pages `later` (uint64[n])."""
+    processes = []
+    for process in digests.processes:
+        stays = ~np.isin(process.addresses, later.get(process.pid, _NO_PAGES))
+        processes.append(
+            ProcessDigests(process.pid, process.addresses[stays], process.digests[stays])
+        )
+    return _digest_all(task, processes)
+
+
+def digests_at(process: ProcessDigests, addresses: U64, page_size: int) -> ProcessDigests:
+    """The digests of just these pages (ascending), those of zeros among them."""
+    found = np.full(addresses.size, zero_page_digest(page_size), dtype=np.uint64)
+    at = np.searchsorted(process.addresses, addresses)
+    known = at < process.addresses.size
+    known[known] = process.addresses[at[known]] == addresses[known]
+    found[known] = process.digests[at[known]]
+    return ProcessDigests(process.pid, addresses, found)
+
+
+def _digest_all(task: Task, processes: Sequence[ProcessDigests]) -> TaskDigests:
+    """The digest over the processes' pages, given, and all else that makes the task."""
     page_size = task.machine.page_size
     description = bytearray(struct.pack("<QQ", page_size, len(task.processes)))
-    processes = []
     columns: list[U64] = []
-    for pid in sorted(task.processes):
-        mm = task.processes[pid]
-        addresses, digests = _nonzero_digests(mm)
-        processes.append(ProcessDigests(pid, addresses, digests))
-        spans = areas(mm.vmas(), page_size)
-        description += struct.pack("<QQQ", pid, len(spans), addresses.size)
+    for process in processes:
+        spans = areas(task.processes[process.pid].vmas(), page_size)
+        description += struct.pack("<QQQ", process.pid, len(spans), process.addresses.size)
         for span in spans:
             description += struct.pack("<QQQQ", *span)
-        columns += [addresses, digests]
+        columns += [process.addresses, process.digests]
     description += struct.pack("<Q", len(task.files))
     for file in task.files:
         pages, rows = file_pages(task.machine, file)
@@ -140,11 +178,6 @@ def digest_task(task: Task) -> TaskDigests:
         description += struct.pack("<QQQ", file.pages, file.on_disk, numbers.size)
         columns += [numbers, digests]
     return TaskDigests(tuple(processes), memory_digest(bytes(description), *columns))
-
-
-def _nonzero_digests(mm: Mm) -> tuple[U64, U64]:
-    """Addresses and digests of a process' pages that are not all zeros, each page read once."""
-    return _not_zeros(mm.machine, *live_pages(mm))
 
 
 def _not_zeros(machine: Machine, where: U64, rows: NDArray[np.int64]) -> tuple[U64, U64]:

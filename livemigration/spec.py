@@ -329,6 +329,65 @@ class UserPolicySpec(Spec):
         return {key: _whole_floats_to_int(value) for key, value in (self.model_extra or {}).items()}
 
 
+class LazySpec(Spec):
+    """What a policy says of pages that come after the task goes on at the destination."""
+
+    prefetch: Literal["none", "sequential", "around-faults"] = Field(
+        default="around-faults",
+        description="what is fetched beside the pages that the task waits for: nothing, page after "
+        "page, or what lies around the last faults",
+    )
+    batch: Size = Field(
+        default=256 * 2**10,
+        ge=4096,
+        le=2**20,
+        description="page bytes fetched at once, unasked by the task (one page at least)",
+    )
+    pivots: int = Field(
+        default=4, ge=1, le=64, description="around-faults: so many faults are fetched around"
+    )
+    lost_after: Time = Field(
+        default="10s",
+        description="a source that is away for longer is lost, and the task stops at the first "
+        "page that is missing",
+    )
+
+    @property
+    def lost_after_ns(self) -> int:
+        """The patience in nanoseconds."""
+        return parse_time_ns(self.lost_after)
+
+
+class PostCopyPolicySpec(LazySpec):
+    """The task goes on at the destination at once, and its pages come when it needs them."""
+
+    kind: Literal["post-copy"] = "post-copy"
+
+
+class HybridPolicySpec(LazySpec):
+    """Pre-dumps first, then post-copy for what they left."""
+
+    kind: Literal["hybrid"] = "hybrid"
+    rounds: int = Field(
+        default=1, ge=0, le=MOST_ROUNDS, description="pre-dumps after round 0 at most"
+    )
+    downtime_limit: Time = Field(
+        default="0ms", description="what can be sent in this time is sent frozen, without post-copy"
+    )
+    least_gain_percent: int = Field(
+        default=0,
+        ge=0,
+        le=100,
+        description="a round that leaves not so many percent fewer dirty pages than it sent is the "
+        "last before post-copy; 0: no such rule",
+    )
+
+    @property
+    def downtime_limit_ns(self) -> int:
+        """The limit in nanoseconds."""
+        return parse_time_ns(self.downtime_limit)
+
+
 ReadyPolicySpec = Annotated[
     FixedPolicySpec
     | ThresholdPolicySpec
@@ -336,7 +395,9 @@ ReadyPolicySpec = Annotated[
     | AutoConvergePolicySpec
     | PhaulPolicySpec
     | XenPolicySpec
-    | StopAndCopyPolicySpec,
+    | StopAndCopyPolicySpec
+    | PostCopyPolicySpec
+    | HybridPolicySpec,
     Field(discriminator="kind"),
 ]
 
@@ -404,6 +465,11 @@ EncodingSpec = Annotated[
     RawEncodingSpec | ZstdEncodingSpec | Lz4EncodingSpec | DeltaEncodingSpec | AutoEncodingSpec,
     Field(discriminator="kind"),
 ]
+
+
+def lazy_of(policy: PolicySpec) -> LazySpec:
+    """What a policy says of lazy pages; for one that says nothing, the defaults."""
+    return policy if isinstance(policy, LazySpec) else PostCopyPolicySpec()
 
 
 class LinkSpec(Spec):

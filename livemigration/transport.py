@@ -7,10 +7,22 @@ same.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Protocol
 
 from livemigration.v1 import common_pb2, destination_node_pb2
+
+
+class PageSource(Protocol):
+    """The pages that a post-copy left behind. Any thread may call it."""
+
+    def serve(self, request: destination_node_pb2.PageRequest) -> bytes:
+        """The frame that answers; `BadRequest` if there is none."""
+        ...
+
+    def compare(self, pages: destination_node_pb2.MemoryChunk) -> None:
+        """Looks whether the destination has what it was sent."""
+        ...
 
 
 class Transport(Protocol):
@@ -48,6 +60,26 @@ class Transport(Protocol):
 
     def read_back(self) -> AsyncIterator[destination_node_pb2.MemoryChunk]:
         """The destination's memory."""
+        ...
+
+    async def open_pages(
+        self,
+        server: PageSource,
+        pace: Callable[[int], Awaitable[None]],
+        patience_ns: int,
+    ) -> None:
+        """Post-copy, before commit: from now on the destination may ask for pages.
+
+        `pace` returns when so many bytes may go out; a stream that breaks is opened again for
+        `patience_ns`.
+        """
+        ...
+
+    async def pages_over(self) -> common_pb2.PostCopyRecord:
+        """Returns when the destination needs no more pages, or cannot go on (`halted`).
+
+        Raises `DestinationLost`.
+        """
         ...
 
     async def commit(self, memory_digest: str) -> destination_node_pb2.MigrationStatus:

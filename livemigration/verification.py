@@ -25,10 +25,16 @@ NOTHING = np.zeros(0, dtype=np.uint64)
 
 
 def chunks(
-    migration_id: str, digests: TaskDigests, page_size: int
+    migration_id: str,
+    digests: TaskDigests,
+    page_size: int,
+    lazy: Iterable[ProcessDigests] = (),
 ) -> Iterator[destination_node_pb2.VerifyChunk]:
-    """The source's digests as messages; the last one carries the digest of the whole memory."""
-    for process in digests.processes:
+    """The source's digests as messages; the last one carries the digest of the whole memory.
+
+    lazy: those of pages that come later, which are not among the others.
+    """
+    for process, later in [(p, False) for p in digests.processes] + [(p, True) for p in lazy]:
         for at in range(0, max(1, process.addresses.size), CHUNK_PAGES):
             starts, pages = to_runs(process.addresses[at : at + CHUNK_PAGES], page_size)
             yield destination_node_pb2.VerifyChunk(
@@ -37,6 +43,7 @@ def chunks(
                 run_start=starts.tolist(),
                 run_pages=pages.tolist(),
                 digests=process.digests[at : at + CHUNK_PAGES].astype("<u8").tobytes(),
+                lazy=later,
             )
     yield destination_node_pb2.VerifyChunk(
         migration_id=migration_id, memory_digest=digests.memory_digest
@@ -50,13 +57,24 @@ class Comparison:
         self._page_size = page_size
         self._addresses: dict[int, list[U64]] = {}
         self._digests: dict[int, list[U64]] = {}
+        self._lazy: dict[int, list[U64]] = {}
+        self._lazy_digests: dict[int, list[U64]] = {}
         self.memory_digest = ""
+
+    @property
+    def lazy(self) -> dict[int, tuple[U64, U64]]:
+        """By process, (addresses, digests) of the pages that come later."""
+        return {
+            pid: (np.concatenate(addresses), np.concatenate(self._lazy_digests[pid]))
+            for pid, addresses in self._lazy.items()
+        }
 
     def add(self, chunk: destination_node_pb2.VerifyChunk) -> None:
         """One more message; `BadRequest` if its columns do not fit together."""
         if chunk.memory_digest:
             self.memory_digest = chunk.memory_digest
             return
+        into = (self._lazy, self._lazy_digests) if chunk.lazy else (self._addresses, self._digests)
         starts = np.array(chunk.run_start, dtype=np.uint64)
         pages = np.array(chunk.run_pages, dtype=np.uint64)
         if starts.size != pages.size or int(pages.sum()) * 8 != len(chunk.digests):
@@ -67,8 +85,8 @@ class Comparison:
             addresses = from_runs(starts, pages, self._page_size)
         else:
             addresses = NOTHING
-        self._addresses.setdefault(chunk.pid, []).append(addresses)
-        self._digests.setdefault(chunk.pid, []).append(np.frombuffer(chunk.digests, dtype="<u8"))
+        into[0].setdefault(chunk.pid, []).append(addresses)
+        into[1].setdefault(chunk.pid, []).append(np.frombuffer(chunk.digests, dtype="<u8"))
 
     def compare(self, own: TaskDigests) -> destination_node_pb2.VerifyReply:
         """Page by page, over every page that is not all zeros on either host."""

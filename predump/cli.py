@@ -41,6 +41,7 @@ from predump.workload_cli import workload_app
 if TYPE_CHECKING:
     import grpc
 
+    from livemigration.drill import Drill
     from livemigration.service import ListenConfig
     from predump.runner import Hosts
 
@@ -114,6 +115,13 @@ ClientCa = Annotated[
     Path | None,
     typer.Option(
         "--tls-client-ca", metavar="FILE", help="Let only callers in that this authority signed."
+    ),
+]
+
+Drilled = Annotated[
+    str,
+    typer.Option(
+        "--drill", metavar="ACTION@PHASE", help="Die or stop there, to test tools: kill@final."
     ),
 ]
 
@@ -241,10 +249,12 @@ def serve_source_command(
             help="Let callers choose policies from there, which is Python code; repeatable.",
         ),
     ] = None,
+    drill: Drilled = "",
     debug: Debug = False,
 ) -> None:
     """Serve as a source until SIGTERM: hold a task, run it, migrate it away."""
     with explained_errors(_explained, debug=debug):
+        from livemigration.drill import SOURCE_PHASES
         from livemigration.tls import TlsConfig, channel_credentials, server_credentials
         from source_node.server import SourceConfig, serve_source
 
@@ -257,6 +267,7 @@ def serve_source_command(
             if authority
             else None,
             policies=_policy_places(policies or []),
+            drill=_drill(drill, SOURCE_PHASES),
         )
         asyncio.run(serve_source(config, _announcer("source")))
 
@@ -274,28 +285,21 @@ def serve_dest_command(
     tls_cert: ServerCert = None,
     tls_key: TlsKey = None,
     tls_client_ca: ClientCa = None,
-    drill: Annotated[
-        str,
-        typer.Option(metavar="ACTION@PHASE", help="Die or stop there, to test tools: kill@final."),
-    ] = "",
+    drill: Drilled = "",
     debug: Debug = False,
 ) -> None:
     """Serve as a destination until SIGTERM: receive tasks, verify them, take them over."""
     with explained_errors(_explained, debug=debug):
         from dest_node.server import DestinationConfig, serve_destination
-        from livemigration.drill import Drill
+        from livemigration.drill import DESTINATION_PHASES
         from livemigration.tls import server_credentials
 
-        try:
-            at = Drill.parse(drill)
-        except ValueError as error:
-            raise InputError(f"--drill: {error}") from error
         config = DestinationConfig(
             listen=_listen(listen, server_credentials(tls_cert, tls_key, tls_client_ca), port_file),
             state_dir=state_dir,
             mqtt=_checked_broker(mqtt),
             host_id=host_id,
-            drill=at,
+            drill=_drill(drill, DESTINATION_PHASES),
         )
         asyncio.run(serve_destination(config, _announcer("destination")))
 
@@ -411,6 +415,15 @@ def _hosts(source: str, dest: str, ca: Path | None, cert: Path | None, key: Path
     tls = TlsConfig(ca, cert, key)
     channel_credentials(tls)  # refuses bad files now, not in the middle of a run
     return Hosts(source=source, dest=dest, tls=tls)
+
+
+def _drill(text: str, phases: tuple[str, ...]) -> "Drill":
+    from livemigration.drill import Drill
+
+    try:
+        return Drill.parse(text, phases)
+    except ValueError as error:
+        raise InputError(f"--drill: {error}") from error
 
 
 def _listen(

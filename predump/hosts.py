@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from livemigration.drill import SOURCE_PHASES
 from livemigration.errors import MigrationError
 
 START_S = 120.0
@@ -134,7 +135,11 @@ class LocalHosts:
         self.dest = NodeProcess("dest", self.folder, [*common, "--state-dir", str(self.state_dir)])
         try:
             drill = ["--drill", self.drill] if self.drill else []
-            await asyncio.gather(self.source.start(), self.dest.start(*drill))
+            at_source = self.drill.partition("@")[2] in SOURCE_PHASES
+            await asyncio.gather(
+                self.source.start(*(drill if at_source else [])),
+                self.dest.start(*([] if at_source else drill)),
+            )
         except BaseException:
             await self._end()
             raise

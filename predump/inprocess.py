@@ -7,15 +7,18 @@ that), which makes this the way to run many migrations.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 from dest_node.incoming import IncomingTask, Request
+from livemigration import batch
 from livemigration.clock import VirtualClock
 from livemigration.errors import BadRequest
 from livemigration.policy import build_policy
-from livemigration.transport import Transport
+from livemigration.transport import PageSource, Transport
 from livemigration.v1 import common_pb2, destination_node_pb2
 from livemigration.verification import Comparison
 from predump.result import Result
@@ -23,7 +26,41 @@ from predump.runner import to_result
 from predump.scenario import Scenario
 from source_node.hosting import HostedTask, TaskRequest
 from source_node.migration import Migration
-from source_node.outcome import Round
+from source_node.outcome import Outcome, Round
+
+
+class DirectChannel:
+    """The source of a post-copy in this process (`dest_node.page_channel.PageChannel`)."""
+
+    def __init__(self, server: PageSource, page_size: int) -> None:
+        self._server = server
+        self._page_size = page_size
+        self._loop = asyncio.get_running_loop()
+        self._frames: deque[bytes] = deque()
+        self.ended: asyncio.Future[common_pb2.PostCopyRecord] = self._loop.create_future()
+
+    def ask(self, request: destination_node_pb2.PageRequest) -> None:
+        """Answers at once."""
+        self._frames.append(self._server.serve(request))
+
+    def tell(self, pages: destination_node_pb2.MemoryChunk) -> None:
+        """Compares at once."""
+        self._server.compare(pages)
+
+    def take(self) -> tuple[batch.Frame, int]:
+        """What was answered first."""
+        message = self._frames.popleft()
+        frame = batch.decode(message)
+        batch.check(frame, self._page_size)
+        return frame, len(message)
+
+    def poll(self) -> tuple[batch.Frame, int] | None:
+        """The same, if there is anything."""
+        return self.take() if self._frames else None
+
+    def over(self, record: common_pb2.PostCopyRecord) -> None:
+        """Tells the source."""
+        self._loop.call_soon_threadsafe(self.ended.set_result, record)
 
 
 class InProcessTransport(Transport):
@@ -31,6 +68,7 @@ class InProcessTransport(Transport):
 
     def __init__(self) -> None:
         self.incoming: IncomingTask | None = None
+        self._pages: DirectChannel | None = None
 
     @property
     def _there(self) -> IncomingTask:
@@ -68,13 +106,28 @@ class InProcessTransport(Transport):
             if chunk.digests or chunk.memory_digest:
                 comparison.add(chunk)
         reply = comparison.compare(self._there.digest())
-        self._there.verified(equal=reply.equal)
+        self._there.verified(equal=reply.equal, lazy=comparison.lazy)
         return reply
 
     async def read_back(self) -> AsyncIterator[destination_node_pb2.MemoryChunk]:
         """The destination's memory."""
         for chunk in self._there.memory():
             yield chunk
+
+    async def open_pages(
+        self,
+        server: PageSource,
+        pace: Callable[[int], Awaitable[None]],
+        patience_ns: int,
+    ) -> None:
+        """Requests are calls."""
+        self._pages = DirectChannel(server, self._there.spec.page_size)
+        self._there.channel = self._pages
+
+    async def pages_over(self) -> common_pb2.PostCopyRecord:
+        """How they came."""
+        assert self._pages is not None
+        return await asyncio.shield(self._pages.ended)
 
     async def commit(self, memory_digest: str) -> destination_node_pb2.MigrationStatus:
         """Hands the task over."""
@@ -94,7 +147,7 @@ class InProcessTransport(Transport):
         """Runs the task on."""
         execution = self._there.execution
         assert execution is not None
-        await execution.run_to(workload_ns)
+        await self._there.run_to(workload_ns)
         return destination_node_pb2.ContinueReply(
             operations=execution.workload.ops_done,
             memory_digest=self._there.digest().memory_digest,
@@ -117,6 +170,8 @@ class _Silent:
     def phase(self, phase: str, at_ns: int, message: str) -> None: ...
 
     def round(self, record: Round, at_ns: int) -> None: ...
+
+    def handed_over(self, outcome: Outcome, at_ns: int) -> None: ...
 
 
 async def migrate_in_process(

@@ -8,7 +8,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from predump.result import Mismatch, Result, RoundResult
+from predump.result import Mismatch, PageRange, PostCopy, Result, RoundResult
 
 WIDTH = 100
 """Tables are laid out for this many columns, on wider terminals too."""
@@ -94,6 +94,42 @@ def downtime_table(result: Result) -> Table:
     return table
 
 
+def post_copy_table(post_copy: PostCopy) -> Table:
+    """How the pages came that were missing when the task went on."""
+    table = _table("Post-copy: from runnable to the last page")
+    row = {
+        "missing": f"{post_copy.pages_lazy:,}",
+        "used": f"{post_copy.working_set:,}",
+        "faults": f"{post_copy.faults:,}",
+        "remote": f"{post_copy.faults_remote:,}",
+        "prefetched": f"{post_copy.pages_prefetched:,}",
+        "on the wire": show_bytes(post_copy.bytes_wire),
+        "stalled": show_seconds(post_copy.stalled_s),
+        "source stays": show_seconds(post_copy.residual_s),
+        "slowdown": f"{100 * post_copy.slowdown:.1f} %",
+    }
+    for name in row:
+        table.add_column(name, justify="right")
+    table.add_row(*row.values())
+    return table
+
+
+def missing_table(result: Result, post_copy: PostCopy) -> Table:
+    """The pages that never came."""
+    table = _table(f"Pages that never came: {post_copy.pages_missing:,}")
+    for name in ("from", "to"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("pages", justify="right")
+    table.add_column("process", justify="right")
+    shown = post_copy.missing[:_MOST_MISMATCHES_SHOWN]
+    for part in shown:
+        table.add_row(*_range(part, result.page_size), f"{part.pages:,}", str(part.pid))
+    rest = post_copy.pages_missing - sum(part.pages for part in shown)
+    if rest > 0:
+        table.add_row("...", "", f"{rest:,}", "more")
+    return table
+
+
 def mismatch_table(result: Result) -> Table:
     """Where the memory at the destination differs, and when those pages were last sent."""
     shown = result.mismatches[:_MOST_MISMATCHES_SHOWN]
@@ -115,7 +151,7 @@ def mismatch_table(result: Result) -> Table:
     return table
 
 
-def _range(mismatch: Mismatch, page_size: int) -> tuple[str, str]:
+def _range(mismatch: Mismatch | PageRange, page_size: int) -> tuple[str, str]:
     """First and last address of the range."""
     start = int(mismatch.start, 16)
     return f"{start:#x}", f"{start + mismatch.pages * page_size - 1:#x}"
@@ -199,6 +235,10 @@ def result_parts(result: Result) -> Iterator[RenderableType]:
     if result.rounds:
         yield rounds_table(result)
         yield downtime_table(result)
+    if result.post_copy is not None:
+        yield post_copy_table(result.post_copy)
+        if result.post_copy.pages_missing:
+            yield missing_table(result, result.post_copy)
     if result.mismatches:
         yield mismatch_table(result)
     yield verdict(result)

@@ -113,6 +113,46 @@ class Downtime(_Record):
     resume: Seconds = Field(description="until it can run there")
 
 
+class PageRange(_Record):
+    """A range of pages that never came."""
+
+    pid: Annotated[int, Field(ge=1)] = Field(description="process that needs them; the root is 1")
+    start: Address = Field(description='address of the first page, as "0x..."')
+    pages: Annotated[int, Field(ge=1)] = Field(description="number of pages in the range")
+
+
+class PostCopy(_Record):
+    """How the pages came that were not there when the task went on."""
+
+    pages_lazy: Count = Field(description="pages that were missing when the task went on")
+    working_set: Count = Field(
+        description="of these, pages that the task used until the last one had come"
+    )
+    faults: Count = Field(description="times that the task stood still for a missing page")
+    faults_remote: Count = Field(
+        description="of these, for a page that nobody had asked for yet; the others were under way"
+    )
+    stalled_s: Seconds = Field(description="how long the task stood still for them in all")
+    longest_stall_s: Seconds = Field(description="the longest of these times")
+    pages_prefetched: Count = Field(description="pages that came without the task waiting for them")
+    pages_dropped: Count = Field(
+        description="pages that the task unmapped or gave back before they came; never compared"
+    )
+    pages_zero: Count = Field(description="pages that came as zeros")
+    bytes_wire: Count = Field(description="bytes that they put on the wire")
+    residual_s: Seconds = Field(
+        description="from runnable to the last page: how long the source had to stay"
+    )
+    slowdown: Annotated[float, Field(ge=0, le=1)] = Field(
+        description="share of that time in which the task could not run"
+    )
+    pages_missing: Count = Field(description="pages that never came")
+    missing: tuple[PageRange, ...] = Field(
+        description="where they are, by address; very long lists are cut"
+    )
+    halted: Line | None = Field(description="why the task stands still; null if it does not")
+
+
 class Mismatch(_Record):
     """A range of pages that differ at the destination, all last sent in the same round."""
 
@@ -150,7 +190,9 @@ class Result(_Record):
     rounds: tuple[RoundResult, ...] = Field(description="in order, the final round last")
     downtime_s: Downtime = Field(description="from the freeze to runnable, and its parts")
     verify_s: Seconds = Field(description="verification, which is not part of the downtime")
-    total_time_s: Seconds = Field(description="from the start of round 0 to runnable")
+    total_time_s: Seconds = Field(
+        description="from the start of round 0 to runnable; with post-copy, to the last page"
+    )
     bytes_wire: Count = Field(description="bytes on the wire, all rounds and what is around them")
     bytes_pages: Count = Field(
         description="bytes of page content that they brought, before it was encoded"
@@ -173,6 +215,9 @@ class Result(_Record):
     )
     mismatches: tuple[Mismatch, ...] = Field(
         description="where they are, by address; very long lists are cut"
+    )
+    post_copy: PostCopy | None = Field(
+        default=None, description="how the rest of the pages came; null without post-copy"
     )
     hunks_off: tuple[str, ...] = Field(description="hunks of the patch that were left out")
     wall_s: Seconds = Field(description="real time that the run took")

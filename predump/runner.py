@@ -19,6 +19,7 @@ from google.protobuf import struct_pb2
 
 from livemigration.channel import open_channel, why
 from livemigration.encoding.tally import encoding_name
+from livemigration.spec import lazy_of
 from livemigration.tls import TlsConfig, channel_credentials
 from livemigration.v1 import (
     common_pb2,
@@ -29,12 +30,15 @@ from livemigration.v1 import (
 )
 from predump.exit_status import BAD_INPUT, FAILED
 from predump.hosts import LocalHosts, NodeFailed
+from predump.lost_source import ask_destination
 from predump.result import (
     DeltaCache,
     Downtime,
     EncodingResult,
     Mismatch,
     PageMap,
+    PageRange,
+    PostCopy,
     ProcessPages,
     Result,
     RoundResult,
@@ -120,6 +124,7 @@ def _ignore(event: Event) -> None:
 
 async def _migrate(scenario: Scenario, hosts: Hosts, on_event: Callable[[Event], None]) -> Result:
     credentials = channel_credentials(hosts.tls) if hosts.tls is not None else None
+    so_far: list[source_node_pb2.MigrationResult] = []
     async with open_channel(hosts.source, credentials) as channel:
         stub: source_node_pb2_grpc.SourceNodeAsyncStub = source_node_pb2_grpc.SourceNodeStub(
             channel
@@ -131,13 +136,22 @@ async def _migrate(scenario: Scenario, hosts: Hosts, on_event: Callable[[Event],
                     spec=_struct(scenario.task.to_struct()), clock=scenario.migration.clock
                 )
             )
-            outcome = await _events(stub, scenario, hosts, on_event)
+            outcome = await _events(stub, scenario, hosts, on_event, so_far)
             if outcome.ownership == common_pb2.OWNERSHIP_STATE_IN_DOUBT:
                 outcome = await _settle(stub, outcome)
             if outcome.ownership != common_pb2.OWNERSHIP_STATE_IN_DOUBT:
                 await stub.StopTask(source_node_pb2.StopTaskRequest())
         except grpc.aio.AioRpcError as error:
-            raise _run_error(hosts.source, error) from error
+            if not so_far:
+                raise _run_error(hosts.source, error) from error
+            on_event({"phase": "lost", "message": "the source is lost; asking the destination"})
+            outcome = await ask_destination(
+                hosts.dest,
+                credentials,
+                so_far[-1],
+                lost_after_ns=lazy_of(scenario.migration.policy).lost_after_ns,
+                reason=f"source {hosts.source} is lost: {why(error)}",
+            )
     if outcome.ownership == common_pb2.OWNERSHIP_STATE_RELEASED:
         await _end_task(hosts, credentials, outcome.migration_id)
     return to_result(scenario, outcome)
@@ -148,7 +162,9 @@ async def _events(
     scenario: Scenario,
     hosts: Hosts,
     on_event: Callable[[Event], None],
+    so_far: list[source_node_pb2.MigrationResult],
 ) -> source_node_pb2.MigrationResult:
+    """The result; `so_far` gets what is known when the task goes on before its pages are there."""
     request = source_node_pb2.MigrateRequest(
         destination=hosts.dest, spec=_struct(scenario.migration.to_struct())
     )
@@ -156,6 +172,9 @@ async def _events(
         async for event in stub.Migrate(request):
             if event.HasField("result"):
                 return event.result
+            if event.HasField("so_far"):
+                so_far.append(event.so_far)
+                continue
             on_event(_plain(event))
     except grpc.aio.AioRpcError as error:
         if error.code() in _REFUSED:
@@ -239,6 +258,31 @@ def _page_map(there: common_pb2.PageMap) -> PageMap:
     )
 
 
+def to_post_copy(record: common_pb2.PostCopyRecord) -> PostCopy:
+    """How the pages of a post-copy came, as a result has it."""
+    residual = record.residual_ns
+    return PostCopy(
+        pages_lazy=record.pages_lazy,
+        working_set=record.working_set,
+        faults=record.faults,
+        faults_remote=record.faults_remote,
+        stalled_s=record.stalled_ns / NS,
+        longest_stall_s=record.longest_stall_ns / NS,
+        pages_prefetched=record.pages_prefetched,
+        pages_dropped=record.pages_dropped,
+        pages_zero=record.pages_zero,
+        bytes_wire=record.bytes_wire,
+        residual_s=residual / NS,
+        slowdown=min(1.0, record.stalled_ns / residual) if residual else 0.0,
+        pages_missing=record.pages_missing,
+        missing=tuple(
+            PageRange(pid=m.pid, start=f"{m.start:#x}", pages=m.pages)
+            for m in record.missing[:MOST_MISMATCHES]
+        ),
+        halted=record.halted or None,
+    )
+
+
 def to_result(scenario: Scenario, outcome: source_node_pb2.MigrationResult) -> Result:
     """The result of a run as its JSON object has it."""
     down = outcome.downtime
@@ -300,6 +344,7 @@ def to_result(scenario: Scenario, outcome: source_node_pb2.MigrationResult) -> R
             )
             for m in outcome.mismatches[:MOST_MISMATCHES]
         ),
+        post_copy=(to_post_copy(outcome.post_copy) if outcome.HasField("post_copy") else None),
         hunks_off=scenario.task.hunks.off,
         wall_s=outcome.wall_ns / NS,
         transfer_wall_s=outcome.transfer_wall_ns / NS,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -20,6 +20,7 @@ import grpc.aio
 from google.protobuf import struct_pb2
 
 from livemigration.channel import open_channel, why
+from livemigration.drill import Drill
 from livemigration.errors import (
     BadRequest,
     CommitInDoubt,
@@ -29,7 +30,10 @@ from livemigration.errors import (
     NoSpace,
     WrongState,
 )
+from livemigration.link import NS
+from livemigration.transport import PageSource
 from livemigration.v1 import common_pb2, destination_node_pb2, destination_node_pb2_grpc
+from source_node.page_stream import PageStream
 
 WINDOW = 16
 """Frames under way without acknowledgement: about 16 MiB."""
@@ -69,8 +73,14 @@ _Stream = grpc.aio.StreamStreamCall[bytes, common_pb2.TransferAck]
 class GrpcTransport:
     """One migration to one destination; see `livemigration.transport.Transport`."""
 
-    def __init__(self, address: str, credentials: grpc.ChannelCredentials | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        credentials: grpc.ChannelCredentials | None = None,
+        drill: Drill | None = None,
+    ) -> None:
         self._address = address
+        self._drill = drill or Drill()
         self._channel = open_channel(address, credentials)
         self._stub: destination_node_pb2_grpc.DestinationNodeAsyncStub = (
             destination_node_pb2_grpc.DestinationNodeStub(self._channel)
@@ -91,6 +101,7 @@ class GrpcTransport:
         self._unsent: int = 0
         self._changed = asyncio.Condition()
         self._broken: grpc.aio.AioRpcError | None = None
+        self._pages: PageStream | None = None
         self.reconnects = 0
 
     # -- prepare
@@ -253,6 +264,31 @@ class GrpcTransport:
             with suppress(asyncio.CancelledError):
                 await reader
 
+    # -- post-copy
+
+    async def open_pages(
+        self,
+        server: PageSource,
+        pace: Callable[[int], Awaitable[None]],
+        patience_ns: int,
+    ) -> None:
+        """Opens the page stream beside the transfer."""
+        self._pages = PageStream(
+            self._channel,
+            self._address,
+            self._id,
+            server=server,
+            pace=pace,
+            patience_s=patience_ns / NS,
+            drill=self._drill,
+        )
+        await self._pages.open()
+
+    async def pages_over(self) -> common_pb2.PostCopyRecord:
+        """Answers requests until it is over."""
+        assert self._pages is not None
+        return await self._pages.run()
+
     # -- proof and hand-over
 
     async def verify(
@@ -346,12 +382,16 @@ class GrpcTransport:
             except grpc.aio.AioRpcError as error:
                 now = time.monotonic()
                 lost_at = lost_at or now
-                unreachable = error.code() in _BROKEN
-                if not unreachable or not self._store_id or now - lost_at > SETTLE_S:
+                # A post-copy goes on over there while the connection is away.
+                comes_back = self._store_id or self._pages is not None
+                broken = error.code() in _BROKEN
+                if not broken or not comes_back or now - lost_at > SETTLE_S:
                     raise self._error(error) from error
             await asyncio.sleep(_RETRY_S)
 
     async def close(self) -> None:
         """Ends stream and connection."""
         await self._finish_stream()
+        if self._pages is not None:
+            await self._pages.close()
         await self._channel.close()

@@ -12,7 +12,6 @@ Whatever goes wrong before commit, the source still owns the task and lets it go
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +33,7 @@ from livemigration.errors import (
     DestinationLost,
     MigrationError,
 )
-from livemigration.execution import Execution
+from livemigration.execution import Execution, core_of
 from livemigration.files import describe_file, describe_shared, offsets
 from livemigration.layout import huge_objects, to_proto
 from livemigration.link import Link, TokenBucket
@@ -42,8 +41,14 @@ from livemigration.ownership import Ownership, OwnershipMachine
 from livemigration.packing import Packing, pack, pack_from
 from livemigration.policy import Decision, Policy, RoundView
 from livemigration.runs import from_runs, to_runs
-from livemigration.snapshot import TaskDigests, digest_task, nonzero_pages
-from livemigration.spec import MigrationSpec
+from livemigration.snapshot import (
+    ProcessDigests,
+    TaskDigests,
+    digest_task,
+    nonzero_pages,
+    without_pages,
+)
+from livemigration.spec import MigrationSpec, lazy_of
 from livemigration.transport import Transport
 from livemigration.v1 import common_pb2, destination_node_pb2
 from livemigration.verification import addresses_of, chunks, ranges
@@ -52,12 +57,16 @@ from source_node.dirty import build_tracker
 from source_node.frames import FrameMaker, Heading, Made
 from source_node.outcome import Downtime, Outcome, Round
 from source_node.page_map import PageMaps
+from source_node.page_server import PageServer, make_plan, split_scan
 from source_node.tracker import ProcessScan, RoundScan
 
 U64 = NDArray[np.uint64]
 
 GATHER_BATCHES = 4
 """Batches gathered at once: a switch between threads costs as much as gathering one."""
+
+LAST_WORDS_S = 5.0
+"""How long a destination whose task failed may take to say how its pages came."""
 
 _Gathering = asyncio.Future[list[tuple[bytes, int]]]
 
@@ -71,6 +80,10 @@ class Observer(Protocol):
 
     def round(self, record: Round, at_ns: int) -> None:
         """A round is over."""
+        ...
+
+    def handed_over(self, outcome: Outcome, at_ns: int) -> None:
+        """Post-copy: the task runs at the destination, whose pages come from here."""
         ...
 
 
@@ -152,8 +165,11 @@ class Migration:
         self._present = 0
         self._skipped = 0
         self._vmas = 0
+        self._server: PageServer | None = None
+        self._served = False  # the destination had the task, without all pages
         self._doubt = ""
         self._started_ns = 0
+        self._runnable_ns = 0  # when the task could run at the destination
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="migration")
         self.outcome = Outcome(
             migration_id, memory_bytes=origin.memory_bytes, ownership=ownership.state
@@ -169,6 +185,10 @@ class Migration:
             memory_pages=self._origin.memory_bytes // page_size + self._origin.extra_pages,
         )
         return FrameMaker(encoder, measured=self._clock.name == "wall")
+
+    @property
+    def _page_size(self) -> int:
+        return self._execution.task.machine.page_size
 
     def request_abort(self, reason: str) -> None:
         """Ends the migration at the next batch; the task stays here."""
@@ -210,6 +230,8 @@ class Migration:
         self._started_ns = self._clock.now_ns
         first_frame = time.monotonic_ns()
         number = 0
+        if not self._policy.pre_dumps:
+            decision = self._policy.decide(RoundView(0, 0, 0, 0, 0, 0, self._page_size))
         while self._policy.pre_dumps:
             record = await self._pre_dump(number)
             decision = await self._decide(record)
@@ -219,13 +241,13 @@ class Migration:
             number += 1
             if decision.freeze:
                 break
-        final = await self._final_round(number)
+        final = await self._final_round(number, post_copy=decision.post_copy)
         self._observer.round(final, self._clock.now_ns)
         digests = await self._verify()
         self.outcome.transfer_wall_ns = time.monotonic_ns() - first_frame
         if self.outcome.verified:
             await self._commit(digests, final)
-            await self._continue()
+            await self._go_on()
 
     async def _pre_dump(self, number: int) -> Round:
         self._say("round", f"round {number}")
@@ -257,11 +279,11 @@ class Migration:
                 bytes_wire=record.bytes_wire,
                 duration_ns=record.duration_ns,
                 pages_dirty=dirty,
-                page_size=self._execution.task.machine.page_size,
+                page_size=self._page_size,
             )
         )
 
-    async def _final_round(self, number: int) -> Round:
+    async def _final_round(self, number: int, *, post_copy: bool) -> Round:
         self._say("freeze", "freezing the task for the final round")
         down = self.outcome.downtime
         start = self._clock.now_ns
@@ -271,6 +293,8 @@ class Migration:
         down.freeze_ns = self._clock.now_ns - start
         scan = await self._in_thread(self._scan, number == 0, True)
         down.scan_ns = self._clock.now_ns - start - down.freeze_ns
+        if post_copy:
+            scan = self._leave_behind(scan, number)
         self._say("final", f"final round: {scan.to_send} pages, frozen")
         before = self._clock.now_ns
         self._bucket.start()
@@ -282,7 +306,17 @@ class Migration:
         await self._send_frame(batch.encode_end(self._next(), number, self._end(final=True)))
         await self._flush()
         self._spend_final(down, self._clock.now_ns - before)
-        return self._record(number, scan, start, self._clock.now_ns - start, "final round, frozen")
+        reason = "final round, frozen"
+        if self._server is not None:
+            reason = f"frozen; {self._server.pages} pages come later"
+        return self._record(number, scan, start, self._clock.now_ns - start, reason)
+
+    def _leave_behind(self, scan: RoundScan, number: int) -> RoundScan:
+        """The final round without the pages that can come later; they are served afterwards."""
+        scan, lazy = split_scan(scan)
+        if lazy:
+            self._server = PageServer(self._execution, lazy, number, self._tracker.note)
+        return scan
 
     def _spend_final(self, down: Downtime, elapsed_ns: int) -> None:
         """Dump and transfer of the final round, in which the task is frozen.
@@ -355,18 +389,11 @@ class Migration:
             for shared_id in sorted(shared_ids):
                 begin.shared.append(describe_shared(machine, shared_id, huge=shared_id in huge))
         if final:
-            begin.core = self._core()
+            begin.core = core_of(self._execution)
+            if self._server is not None:
+                begin.post_copy.CopyFrom(make_plan(self._spec))
+                self._server.describe(begin)
         return begin
-
-    def _core(self) -> str:
-        """What the destination needs beside memory, as a core image is beside the pages."""
-        return json.dumps(
-            {
-                "workload": self._execution.workload.state(),
-                "workload_ns": self._execution.workload_ns,
-                "next_pid": self._execution.task.next_pid,
-            }
-        )
 
     def _end(self, *, final: bool) -> common_pb2.RoundEnd:
         return common_pb2.RoundEnd(
@@ -537,7 +564,6 @@ class Migration:
         collected: list[TaskDigests] = []
         reply = await self._transport.verify(self._own_digests(collected))
         digests = collected[0]
-        self.outcome.memory_digest = digests.memory_digest
         mismatches = list(reply.mismatches)
         if self._spec.verify.mode == "bytes":
             mismatches = await self._compare_bytes()
@@ -561,8 +587,13 @@ class Migration:
         # The first message only starts the destination's digest, which runs beside the one here.
         yield destination_node_pb2.VerifyChunk(migration_id=self._id)
         digests = await self._in_thread(self._digest)
+        self.outcome.memory_digest = digests.memory_digest
+        later: tuple[ProcessDigests, ...] = ()
+        if self._server is not None:
+            later = self._server.digests(digests)
+            digests = without_pages(self._execution.task, digests, self._server.lazy)
         collected.append(digests)
-        for chunk in chunks(self._id, digests, self._execution.task.machine.page_size):
+        for chunk in chunks(self._id, digests, self._page_size, later):
             yield chunk
 
     def _digest(self) -> TaskDigests:
@@ -611,9 +642,8 @@ class Migration:
             return np.zeros(0, dtype=np.uint64)
         with self._execution.lock:
             here = nonzero_pages(pid, mm).addresses
-        if not seen:
-            return here
-        return np.setdiff1d(here, np.concatenate(seen))
+        later = [] if self._server is None else [self._server.lazy.get(pid, here[:0])]
+        return np.setdiff1d(here, np.concatenate([here[:0], *seen, *later]))
 
     def _with_rounds(self, mismatches: list[common_pb2.Mismatch]) -> list[common_pb2.Mismatch]:
         """The ranges cut where the round that last sent the pages changes."""
@@ -632,8 +662,12 @@ class Migration:
         self._say("commit", "the memory is equal: handing the task over")
         self._check_abort()
         down, costs = self.outcome.downtime, self._spec.costs
-        self._ownership.to(Ownership.IN_DOUBT)
         before = self._clock.now_ns
+        if self._server is not None:
+            await self._transport.open_pages(
+                self._server, self._bucket.send, lazy_of(self._spec.policy).lost_after_ns
+            )
+        self._ownership.to(Ownership.IN_DOUBT)
         status = await self._transport.commit(digests.memory_digest)
         if self._clock.name == "wall":
             down.restore_ns = status.restore_ns
@@ -643,25 +677,102 @@ class Migration:
             down.restore_ns = restore + final.decode_ns
             down.resume_ns = costs.resume
             self._clock.spend(down.restore_ns + down.resume_ns)
-        self._released(self._clock.now_ns)
+        self._handed_over()
 
-    def _released(self, at_ns: int) -> None:
-        self._ownership.to(Ownership.RELEASED)
-        verify = self.outcome.verify_ns if self._clock.name == "wall" else 0
-        self.outcome.total_ns = at_ns - self._started_ns - verify
+    def _handed_over(self) -> None:
+        """The task is the destination's; with post-copy not all of its pages are there yet."""
+        self._runnable_ns = self._clock.now_ns
+        if self._server is None:
+            self._released()
+        else:
+            self._ownership.to(Ownership.SERVING)
+            self._served = True
+            self._observer.handed_over(self.outcome, self._clock.now_ns)
         self._say("resume", "the task runs at the destination")
 
-    async def _continue(self) -> None:
+    def _released(self) -> None:
+        self._ownership.to(Ownership.RELEASED)
+        verify = self.outcome.verify_ns if self._clock.name == "wall" else 0
+        later = 0 if self.outcome.post_copy is None else self.outcome.post_copy.residual_ns
+        runnable = self._runnable_ns or self._clock.now_ns
+        self.outcome.total_ns = runnable + later - self._started_ns - verify
+
+    async def _go_on(self) -> None:
         """The workload goes on over there; the caller compares with a run that never moved."""
         until = self._execution.workload_ns + self._spec.run_after_ns
         self._say("continue", "the workload goes on at the destination")
+        continuing = asyncio.create_task(self._transport.continue_to(until))
         try:
-            reply = await self._transport.continue_to(until)
+            if self._server is None or await self._serve(continuing):
+                await self._compare_afterwards(await continuing)
         except MigrationError as error:
             self.outcome.error = (
                 f"the task was handed over and is the destination's; afterwards: {error}"
             )
-            return
+        finally:
+            continuing.cancel()
+            await asyncio.gather(continuing, return_exceptions=True)
+
+    async def _serve(self, continuing: asyncio.Task[destination_node_pb2.ContinueReply]) -> bool:
+        """Post-copy: answers until the destination has all pages. False: it will not have them."""
+        assert self._server is not None
+        self._say("serve", f"{self._server.pages} pages come while the task runs")
+        try:
+            record = await self._pages_over(continuing)
+        except MigrationError as error:
+            self._lose_sight(
+                f"{error}. It had taken the task over and lacked pages of it", "did there since"
+            )
+            return False
+        self.outcome.post_copy = record
+        self._clock.spend(record.residual_ns)
+        wrong = [*record.different, *self._server.different]
+        if wrong:
+            self.outcome.mismatches = self._with_rounds(wrong)
+            self.outcome.mismatched_pages = sum(m.pages for m in wrong)
+            self.outcome.verified = False
+        if record.halted:
+            self._lose_sight(f"the destination stopped the task: {record.halted}", "did there")
+            return False
+        not_seen = record.pages_lazy - record.pages_dropped - self._server.compared
+        if self._spec.verify.mode == "bytes" and not_seen > 0:
+            self.outcome.verified = False
+            self.outcome.error = (
+                f"{not_seen} pages were not read back for comparison: the page stream broke; "
+                'migrate again, or verify with mode = "digest"'
+            )
+        self._released()
+        self._say("released", f"all pages are at the destination: {record.faults} faults")
+        return True
+
+    async def _pages_over(
+        self, continuing: asyncio.Task[destination_node_pb2.ContinueReply]
+    ) -> common_pb2.PostCopyRecord:
+        serving = asyncio.create_task(self._transport.pages_over())
+        both: list[asyncio.Task[Any]] = [serving, continuing]
+        try:
+            await asyncio.wait(both, return_when=asyncio.FIRST_EXCEPTION)
+            if not serving.done():  # a task that failed asks for no more pages; it may say why
+                await asyncio.wait([serving], timeout=LAST_WORDS_S)
+            if not serving.done():
+                continuing.result()
+            return await serving
+        finally:
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+
+    def _lose_sight(self, why: str, did: str) -> None:
+        """The task is not here, and not whole there: what becomes of it is somebody's decision."""
+        if self._ownership.state is not Ownership.IN_DOUBT:
+            self._ownership.to(Ownership.IN_DOUBT)
+        self._doubt = why
+        self.outcome.verified = False
+        self.outcome.error = (
+            f"{why}. The source keeps the memory as it was at the freeze: settle the migration by "
+            f"KEEP to go on from there, which undoes what the task {did}, or by RELEASE to let go"
+        )
+
+    async def _compare_afterwards(self, reply: destination_node_pb2.ContinueReply) -> None:
         self.outcome.continued = True
         self.outcome.operations = reply.operations
         self._say("compare", "the same workload runs here without a migration, for comparison")
@@ -709,13 +820,21 @@ class Migration:
         Raises `DestinationLost` if there is no answer that counts; the doubt stays.
         """
         self._ownership.require(Ownership.IN_DOUBT)
-        if await self._transport.settle() != common_pb2.OWNERSHIP_STATE_COMMITTED:
+        fate = await self._transport.settle()
+        if fate == common_pb2.OWNERSHIP_STATE_LOST or (
+            self._served and fate != common_pb2.OWNERSHIP_STATE_COMMITTED
+        ):
+            self._lose_sight(
+                "the destination had taken the task over and died with it", "did there"
+            )
+            return
+        if fate != common_pb2.OWNERSHIP_STATE_COMMITTED:
             self.decide(keep=True)
             return
         self._say("commit", "the destination had taken the task over")
         self.outcome.error = ""
-        self._released(self._clock.now_ns)
-        await self._continue()
+        self._handed_over()
+        await self._go_on()
         self.outcome.ownership = self._ownership.state
 
     def decide(self, *, keep: bool) -> None:
@@ -723,9 +842,11 @@ class Migration:
         self._ownership.require(Ownership.IN_DOUBT)
         if keep:
             self._take_back()
-            self.outcome.error = f"{self._doubt}; it never took the task, and the source resumed it"
+            never = "" if self._served else "it never took the task, and "
+            self.outcome.error = f"{self._doubt}; {never}the source resumed it"
         else:
-            self._released(self._clock.now_ns)
+            self._released()
+            self._say("resume", "the task is the destination's")
             self.outcome.error = f"{self._doubt}; the task is the destination's"
         self.outcome.ownership = self._ownership.state
 

@@ -140,9 +140,11 @@ class Outcome:
     memory_bytes: int = 0
     operations: int = 0
     memory_digest: str = ""
+    post_copy: common_pb2.PostCopyRecord | None = None
 
     def to_proto(self) -> source_node_pb2.MigrationResult:
         """As a message."""
+        later = self.post_copy or common_pb2.PostCopyRecord()
         return source_node_pb2.MigrationResult(
             migration_id=self.migration_id,
             verified=self.verified,
@@ -151,8 +153,8 @@ class Outcome:
             rounds=[r.to_proto() for r in self.rounds],
             downtime=self.downtime.to_proto(),
             total_ns=self.total_ns,
-            bytes_wire=sum(r.bytes_wire for r in self.rounds),
-            payload_bytes=sum(r.payload_bytes for r in self.rounds),
+            bytes_wire=sum(r.bytes_wire for r in self.rounds) + later.bytes_wire,
+            payload_bytes=sum(r.payload_bytes for r in self.rounds) + later.payload_bytes,
             # What was lost in an earlier round may have been sent since: only the last scan counts.
             pages_lost=self.rounds[-1].pages_lost if self.rounds else 0,
             pages_spurious=sum(r.pages_spurious for r in self.rounds),
@@ -166,4 +168,5 @@ class Outcome:
             memory_bytes=self.memory_bytes,
             operations=self.operations,
             memory_digest=self.memory_digest,
+            post_copy=self.post_copy,
         )

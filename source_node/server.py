@@ -9,6 +9,7 @@ from importlib.metadata import version
 import grpc
 import grpc.aio
 
+from livemigration.drill import Drill
 from livemigration.service import ListenConfig, default_host_id, serve
 from livemigration.telemetry import open_telemetry
 from livemigration.v1 import source_node_pb2, source_node_pb2_grpc
@@ -29,6 +30,7 @@ class SourceConfig:
     host_id: str = ""
     credentials: grpc.ChannelCredentials | None = None
     policies: tuple[str, ...] = ()
+    drill: Drill = field(default_factory=Drill)
 
 
 async def serve_source(config: SourceConfig, on_ready: Callable[[str], None]) -> None:
@@ -41,6 +43,7 @@ async def serve_source(config: SourceConfig, on_ready: Callable[[str], None]) ->
             telemetry=telemetry,
             credentials=config.credentials,
             policies=config.policies,
+            drill=config.drill,
         )
 
         node.start()

@@ -15,6 +15,7 @@ import grpc.aio
 from google.protobuf import json_format
 
 from livemigration.clock import Clock, VirtualClock, WallClock
+from livemigration.drill import Drill
 from livemigration.errors import BadRequest, UnknownMigration, WrongState
 from livemigration.ownership import Ownership
 from livemigration.policy import build_policy
@@ -74,6 +75,12 @@ class _Events:
             bytes_wire=record.bytes_wire,
         )
 
+    def handed_over(self, outcome: Outcome, at_ns: int) -> None:
+        """What is known already, for the case that this host is lost before the end."""
+        self.queue.put_nowait(
+            self._event(phase="resume", at_ns=at_ns, message="", so_far=outcome.to_proto())
+        )
+
     def end(self, outcome: Outcome) -> None:
         """The last event, with the result."""
         self.telemetry.state(
@@ -113,6 +120,7 @@ class SourceNode(source_node_pb2_grpc.SourceNodeServicer):
         version: str,
         telemetry: Telemetry,
         credentials: grpc.ChannelCredentials | None,
+        drill: Drill,
         policies: tuple[str, ...] = (),
     ) -> None:
         self._host_id = host_id
@@ -120,6 +128,7 @@ class SourceNode(source_node_pb2_grpc.SourceNodeServicer):
         self._telemetry = telemetry
         self._credentials = credentials
         self._policies = policies
+        self._drill = drill
         self._incarnation = uuid.uuid4().hex
         self._hosted: HostedTask | None = None
         self._running: _Running | None = None
@@ -235,7 +244,7 @@ class SourceNode(source_node_pb2_grpc.SourceNodeServicer):
             WallClock() if spec.clock == "wall" else VirtualClock(hosted.execution.advance)
         )
         events = _Events(hosted.migration_id, self._telemetry, hosted)
-        transport = GrpcTransport(request.destination, self._credentials)
+        transport = GrpcTransport(request.destination, self._credentials, self._drill)
         migration = Migration(
             migration_id=hosted.migration_id,
             spec=spec,

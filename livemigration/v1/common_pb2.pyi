@@ -109,6 +109,10 @@ class _OwnershipStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Owners
     """destination: owns and runs the task"""
     OWNERSHIP_STATE_ABORTED: _OwnershipState.ValueType  # 9
     """destination: gave it up, and will never commit it"""
+    OWNERSHIP_STATE_SERVING: _OwnershipState.ValueType  # 10
+    """source: the destination owns the task, but not all its pages yet"""
+    OWNERSHIP_STATE_LOST: _OwnershipState.ValueType  # 11
+    """destination: took it over by post-copy and died without all pages"""
 
 class OwnershipState(_OwnershipState, metaclass=_OwnershipStateEnumTypeWrapper):
     """Who may run the task. Exactly one host at any time."""
@@ -132,6 +136,10 @@ OWNERSHIP_STATE_COMMITTED: OwnershipState.ValueType  # 8
 """destination: owns and runs the task"""
 OWNERSHIP_STATE_ABORTED: OwnershipState.ValueType  # 9
 """destination: gave it up, and will never commit it"""
+OWNERSHIP_STATE_SERVING: OwnershipState.ValueType  # 10
+"""source: the destination owns the task, but not all its pages yet"""
+OWNERSHIP_STATE_LOST: OwnershipState.ValueType  # 11
+"""destination: took it over by post-copy and died without all pages"""
 Global___OwnershipState: _TypeAlias = OwnershipState  # noqa: Y015
 
 @_typing.final
@@ -197,6 +205,8 @@ class Process(_message.Message):
     BRK_FIELD_NUMBER: _builtins.int
     LIVE_START_FIELD_NUMBER: _builtins.int
     LIVE_PAGES_FIELD_NUMBER: _builtins.int
+    LAZY_START_FIELD_NUMBER: _builtins.int
+    LAZY_PAGES_FIELD_NUMBER: _builtins.int
     pid: _builtins.int
     ppid: _builtins.int
     """0 for the root of the task"""
@@ -214,6 +224,12 @@ class Process(_message.Message):
 
     @_builtins.property
     def live_pages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def lazy_start(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Final round of a post-copy: those of them that are not sent before the task goes on, as runs."""
+
+    @_builtins.property
+    def lazy_pages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
         self,
         *,
@@ -224,10 +240,12 @@ class Process(_message.Message):
         brk: _builtins.int = ...,
         live_start: _abc.Iterable[_builtins.int] | None = ...,
         live_pages: _abc.Iterable[_builtins.int] | None = ...,
+        lazy_start: _abc.Iterable[_builtins.int] | None = ...,
+        lazy_pages: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["brk", b"brk", "live_pages", b"live_pages", "live_start", b"live_start", "pid", b"pid", "ppid", b"ppid", "start_brk", b"start_brk", "vmas", b"vmas"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["brk", b"brk", "lazy_pages", b"lazy_pages", "lazy_start", b"lazy_start", "live_pages", b"live_pages", "live_start", b"live_start", "pid", b"pid", "ppid", b"ppid", "start_brk", b"start_brk", "vmas", b"vmas"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -286,6 +304,7 @@ class RoundBegin(_message.Message):
     FINAL_FIELD_NUMBER: _builtins.int
     CORE_FIELD_NUMBER: _builtins.int
     DELTA_CACHE_PAGES_FIELD_NUMBER: _builtins.int
+    POST_COPY_FIELD_NUMBER: _builtins.int
     final: _builtins.bool
     """sent frozen"""
     core: _builtins.str
@@ -300,6 +319,10 @@ class RoundBegin(_message.Message):
     def shared(self) -> _containers.RepeatedCompositeFieldContainer[Global___SharedObject]:
         """files in the order of their making"""
 
+    @_builtins.property
+    def post_copy(self) -> Global___PostCopyPlan:
+        """final round: the lazy pages come while the task runs already"""
+
     def __init__(
         self,
         *,
@@ -308,14 +331,71 @@ class RoundBegin(_message.Message):
         final: _builtins.bool = ...,
         core: _builtins.str = ...,
         delta_cache_pages: _builtins.int = ...,
+        post_copy: Global___PostCopyPlan | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["post_copy", b"post_copy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["core", b"core", "delta_cache_pages", b"delta_cache_pages", "final", b"final", "processes", b"processes", "shared", b"shared"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["core", b"core", "delta_cache_pages", b"delta_cache_pages", "final", b"final", "post_copy", b"post_copy", "processes", b"processes", "shared", b"shared"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RoundBegin: _TypeAlias = RoundBegin  # noqa: Y015
+
+@_typing.final
+class PostCopyPlan(_message.Message):
+    """How the destination of a post-copy asks for the pages that it lacks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PREFETCH_FIELD_NUMBER: _builtins.int
+    BATCH_BYTES_FIELD_NUMBER: _builtins.int
+    PIVOTS_FIELD_NUMBER: _builtins.int
+    LOST_AFTER_NS_FIELD_NUMBER: _builtins.int
+    BANDWIDTH_BPS_FIELD_NUMBER: _builtins.int
+    LATENCY_NS_FIELD_NUMBER: _builtins.int
+    COPY_KIB_NS_FIELD_NUMBER: _builtins.int
+    FAULT_NS_FIELD_NUMBER: _builtins.int
+    PLACE_KIB_NS_FIELD_NUMBER: _builtins.int
+    READ_BACK_FIELD_NUMBER: _builtins.int
+    prefetch: _builtins.str
+    """none, sequential, around-faults"""
+    batch_bytes: _builtins.int
+    """page bytes that are asked for at once, unasked by the task"""
+    pivots: _builtins.int
+    """around-faults: places around which pages are fetched"""
+    lost_after_ns: _builtins.int
+    """a source that is away for longer is lost"""
+    bandwidth_bps: _builtins.int
+    """The virtual clock's link and costs.
+    0: unlimited
+    """
+    latency_ns: _builtins.int
+    copy_kib_ns: _builtins.int
+    fault_ns: _builtins.int
+    place_kib_ns: _builtins.int
+    read_back: _builtins.bool
+    """the source compares the bytes as well"""
+    def __init__(
+        self,
+        *,
+        prefetch: _builtins.str = ...,
+        batch_bytes: _builtins.int = ...,
+        pivots: _builtins.int = ...,
+        lost_after_ns: _builtins.int = ...,
+        bandwidth_bps: _builtins.int = ...,
+        latency_ns: _builtins.int = ...,
+        copy_kib_ns: _builtins.int = ...,
+        fault_ns: _builtins.int = ...,
+        place_kib_ns: _builtins.int = ...,
+        read_back: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_bps", b"bandwidth_bps", "batch_bytes", b"batch_bytes", "copy_kib_ns", b"copy_kib_ns", "fault_ns", b"fault_ns", "latency_ns", b"latency_ns", "lost_after_ns", b"lost_after_ns", "pivots", b"pivots", "place_kib_ns", b"place_kib_ns", "prefetch", b"prefetch", "read_back", b"read_back"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PostCopyPlan: _TypeAlias = PostCopyPlan  # noqa: Y015
 
 @_typing.final
 class RoundEnd(_message.Message):
@@ -651,8 +731,94 @@ class DowntimeRecord(_message.Message):
 Global___DowntimeRecord: _TypeAlias = DowntimeRecord  # noqa: Y015
 
 @_typing.final
+class PostCopyRecord(_message.Message):
+    """How the pages of a post-copy came."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGES_LAZY_FIELD_NUMBER: _builtins.int
+    FAULTS_FIELD_NUMBER: _builtins.int
+    FAULTS_REMOTE_FIELD_NUMBER: _builtins.int
+    STALLED_NS_FIELD_NUMBER: _builtins.int
+    LONGEST_STALL_NS_FIELD_NUMBER: _builtins.int
+    PAGES_PREFETCHED_FIELD_NUMBER: _builtins.int
+    PAGES_DROPPED_FIELD_NUMBER: _builtins.int
+    PAGES_ZERO_FIELD_NUMBER: _builtins.int
+    BYTES_WIRE_FIELD_NUMBER: _builtins.int
+    PAYLOAD_BYTES_FIELD_NUMBER: _builtins.int
+    RESIDUAL_NS_FIELD_NUMBER: _builtins.int
+    WORKLOAD_NS_FIELD_NUMBER: _builtins.int
+    PAGES_MISSING_FIELD_NUMBER: _builtins.int
+    PAGES_DIFFERENT_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    DIFFERENT_FIELD_NUMBER: _builtins.int
+    HALTED_FIELD_NUMBER: _builtins.int
+    WORKING_SET_FIELD_NUMBER: _builtins.int
+    pages_lazy: _builtins.int
+    """missing when the task went on"""
+    faults: _builtins.int
+    """times that the task stood still for a missing page"""
+    faults_remote: _builtins.int
+    """of these, for a page that was not under way yet"""
+    stalled_ns: _builtins.int
+    """how long it stood still in all"""
+    longest_stall_ns: _builtins.int
+    pages_prefetched: _builtins.int
+    """that came without the task asking for them"""
+    pages_dropped: _builtins.int
+    """unmapped or given back before they came"""
+    pages_zero: _builtins.int
+    bytes_wire: _builtins.int
+    payload_bytes: _builtins.int
+    residual_ns: _builtins.int
+    """from runnable to the last page"""
+    workload_ns: _builtins.int
+    """of the task's own time in it"""
+    pages_missing: _builtins.int
+    """that never came"""
+    pages_different: _builtins.int
+    """that came and were not what the source had"""
+    halted: _builtins.str
+    """why the task stands still; "": it does not"""
+    working_set: _builtins.int
+    """lazy pages that the task needed, whether it had to wait or not"""
+    @_builtins.property
+    def missing(self) -> _containers.RepeatedCompositeFieldContainer[Global___Mismatch]: ...
+    @_builtins.property
+    def different(self) -> _containers.RepeatedCompositeFieldContainer[Global___Mismatch]: ...
+    def __init__(
+        self,
+        *,
+        pages_lazy: _builtins.int = ...,
+        faults: _builtins.int = ...,
+        faults_remote: _builtins.int = ...,
+        stalled_ns: _builtins.int = ...,
+        longest_stall_ns: _builtins.int = ...,
+        pages_prefetched: _builtins.int = ...,
+        pages_dropped: _builtins.int = ...,
+        pages_zero: _builtins.int = ...,
+        bytes_wire: _builtins.int = ...,
+        payload_bytes: _builtins.int = ...,
+        residual_ns: _builtins.int = ...,
+        workload_ns: _builtins.int = ...,
+        pages_missing: _builtins.int = ...,
+        pages_different: _builtins.int = ...,
+        missing: _abc.Iterable[Global___Mismatch] | None = ...,
+        different: _abc.Iterable[Global___Mismatch] | None = ...,
+        halted: _builtins.str = ...,
+        working_set: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_wire", b"bytes_wire", "different", b"different", "faults", b"faults", "faults_remote", b"faults_remote", "halted", b"halted", "longest_stall_ns", b"longest_stall_ns", "missing", b"missing", "pages_different", b"pages_different", "pages_dropped", b"pages_dropped", "pages_lazy", b"pages_lazy", "pages_missing", b"pages_missing", "pages_prefetched", b"pages_prefetched", "pages_zero", b"pages_zero", "payload_bytes", b"payload_bytes", "residual_ns", b"residual_ns", "stalled_ns", b"stalled_ns", "working_set", b"working_set", "workload_ns", b"workload_ns"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PostCopyRecord: _TypeAlias = PostCopyRecord  # noqa: Y015
+
+@_typing.final
 class Mismatch(_message.Message):
-    """Pages that differ between the two hosts."""
+    """Pages that differ between the two hosts, or that one of them lacks."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -70,6 +70,7 @@ class MigrationStatus(_message.Message):
     RESUME_NS_FIELD_NUMBER: _builtins.int
     RECOVERED_FIELD_NUMBER: _builtins.int
     RESTORE_NS_FIELD_NUMBER: _builtins.int
+    POST_COPY_FIELD_NUMBER: _builtins.int
     migration_id: _builtins.str
     ownership: _common_pb2.OwnershipState.ValueType
     sequence: _builtins.int
@@ -80,6 +81,10 @@ class MigrationStatus(_message.Message):
     recovered: _builtins.bool
     """taken up again from the state directory"""
     restore_ns: _builtins.int
+    @_builtins.property
+    def post_copy(self) -> _common_pb2.PostCopyRecord:
+        """a task that was taken over by post-copy: how it is now"""
+
     def __init__(
         self,
         *,
@@ -90,14 +95,63 @@ class MigrationStatus(_message.Message):
         resume_ns: _builtins.int = ...,
         recovered: _builtins.bool = ...,
         restore_ns: _builtins.int = ...,
+        post_copy: _common_pb2.PostCopyRecord | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["post_copy", b"post_copy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "migration_id", b"migration_id", "ownership", b"ownership", "recovered", b"recovered", "restore_ns", b"restore_ns", "resume_ns", b"resume_ns", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "migration_id", b"migration_id", "ownership", b"ownership", "post_copy", b"post_copy", "recovered", b"recovered", "restore_ns", b"restore_ns", "resume_ns", b"resume_ns", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MigrationStatus: _TypeAlias = MigrationStatus  # noqa: Y015
+
+@_typing.final
+class PageRequest(_message.Message):
+    """Pages of one process that the destination lacks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    PID_FIELD_NUMBER: _builtins.int
+    RUN_START_FIELD_NUMBER: _builtins.int
+    RUN_PAGES_FIELD_NUMBER: _builtins.int
+    URGENT_FIELD_NUMBER: _builtins.int
+    OVER_FIELD_NUMBER: _builtins.int
+    READ_BACK_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    pid: _builtins.int
+    urgent: _builtins.bool
+    """the task stands still for them: before all others"""
+    @_builtins.property
+    def run_start(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def run_pages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def over(self) -> _common_pb2.PostCopyRecord:
+        """No request, and the last message: all pages are here, or none will be asked for any more."""
+
+    @_builtins.property
+    def read_back(self) -> Global___MemoryChunk:
+        """No request: pages as they are here now, for a comparison of the bytes (PostCopyPlan.read_back)."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        pid: _builtins.int = ...,
+        run_start: _abc.Iterable[_builtins.int] | None = ...,
+        run_pages: _abc.Iterable[_builtins.int] | None = ...,
+        urgent: _builtins.bool = ...,
+        over: _common_pb2.PostCopyRecord | None = ...,
+        read_back: Global___MemoryChunk | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["over", b"over", "read_back", b"read_back"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "over", b"over", "pid", b"pid", "read_back", b"read_back", "run_pages", b"run_pages", "run_start", b"run_start", "urgent", b"urgent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PageRequest: _TypeAlias = PageRequest  # noqa: Y015
 
 @_typing.final
 class VerifyChunk(_message.Message):
@@ -109,12 +163,15 @@ class VerifyChunk(_message.Message):
     RUN_PAGES_FIELD_NUMBER: _builtins.int
     DIGESTS_FIELD_NUMBER: _builtins.int
     MEMORY_DIGEST_FIELD_NUMBER: _builtins.int
+    LAZY_FIELD_NUMBER: _builtins.int
     migration_id: _builtins.str
     pid: _builtins.int
     digests: _builtins.bytes
     """XXH3-64 of each, little-endian u64"""
     memory_digest: _builtins.str
-    """last chunk: of the whole memory"""
+    """last chunk: of the whole memory, without lazy pages"""
+    lazy: _builtins.bool
+    """pages that come later, zeros among them: kept until they do"""
     @_builtins.property
     def run_start(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """pages that are not all zeros, ascending, as runs"""
@@ -130,10 +187,11 @@ class VerifyChunk(_message.Message):
         run_pages: _abc.Iterable[_builtins.int] | None = ...,
         digests: _builtins.bytes = ...,
         memory_digest: _builtins.str = ...,
+        lazy: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digests", b"digests", "memory_digest", b"memory_digest", "migration_id", b"migration_id", "pid", b"pid", "run_pages", b"run_pages", "run_start", b"run_start"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digests", b"digests", "lazy", b"lazy", "memory_digest", b"memory_digest", "migration_id", b"migration_id", "pid", b"pid", "run_pages", b"run_pages", "run_start", b"run_start"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

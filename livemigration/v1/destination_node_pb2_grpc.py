@@ -50,6 +50,11 @@ class DestinationNodeStub:
                 request_serializer=livemigration_dot_v1_dot_common__pb2.TransferFrame.SerializeToString,
                 response_deserializer=livemigration_dot_v1_dot_common__pb2.TransferAck.FromString,
                 _registered_method=True)
+        self.FetchPages = channel.stream_stream(
+                '/livemigration.v1.DestinationNode/FetchPages',
+                request_serializer=livemigration_dot_v1_dot_common__pb2.TransferFrame.SerializeToString,
+                response_deserializer=livemigration_dot_v1_dot_destination__node__pb2.PageRequest.FromString,
+                _registered_method=True)
         self.Verify = channel.stream_unary(
                 '/livemigration.v1.DestinationNode/Verify',
                 request_serializer=livemigration_dot_v1_dot_destination__node__pb2.VerifyChunk.SerializeToString,
@@ -106,6 +111,15 @@ class DestinationNodeServicer:
     def Transfer(self, request_iterator, context):
         """Frames in, acknowledgements out. A broken stream is opened again and goes on after the last
         sequence number that GetMigration reports.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FetchPages(self, request_iterator, context):
+        """Post-copy: opened by the source before it commits. The destination asks, the source sends a frame
+        for each request, whose sequence number is the request's id. Requests that were not answered when
+        the stream broke are made again when the source opens the next one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -175,6 +189,11 @@ def add_DestinationNodeServicer_to_server(servicer, server):
                     servicer.Transfer,
                     request_deserializer=livemigration_dot_v1_dot_common__pb2.TransferFrame.FromString,
                     response_serializer=livemigration_dot_v1_dot_common__pb2.TransferAck.SerializeToString,
+            ),
+            'FetchPages': grpc.stream_stream_rpc_method_handler(
+                    servicer.FetchPages,
+                    request_deserializer=livemigration_dot_v1_dot_common__pb2.TransferFrame.FromString,
+                    response_serializer=livemigration_dot_v1_dot_destination__node__pb2.PageRequest.SerializeToString,
             ),
             'Verify': grpc.stream_unary_rpc_method_handler(
                     servicer.Verify,
@@ -293,6 +312,33 @@ class DestinationNode:
             '/livemigration.v1.DestinationNode/Transfer',
             livemigration_dot_v1_dot_common__pb2.TransferFrame.SerializeToString,
             livemigration_dot_v1_dot_common__pb2.TransferAck.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchPages(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/livemigration.v1.DestinationNode/FetchPages',
+            livemigration_dot_v1_dot_common__pb2.TransferFrame.SerializeToString,
+            livemigration_dot_v1_dot_destination__node__pb2.PageRequest.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,11 @@ class DestinationNodeStub:
     """Frames in, acknowledgements out. A broken stream is opened again and goes on after the last
     sequence number that GetMigration reports.
     """
+    FetchPages: _grpc.StreamStreamMultiCallable[_common_pb2.TransferFrame, _destination_node_pb2.PageRequest]
+    """Post-copy: opened by the source before it commits. The destination asks, the source sends a frame
+    for each request, whose sequence number is the request's id. Requests that were not answered when
+    the stream broke are made again when the source opens the next one.
+    """
     Verify: _grpc.StreamUnaryMultiCallable[_destination_node_pb2.VerifyChunk, _destination_node_pb2.VerifyReply]
     """The source's digests in; the destination compares them with its own."""
     ReadBack: _grpc.UnaryStreamMultiCallable[_destination_node_pb2.ReadBackRequest, _destination_node_pb2.MemoryChunk]
@@ -61,6 +66,11 @@ class DestinationNodeAsyncStub(DestinationNodeStub):
     Transfer: _aio.StreamStreamMultiCallable[_common_pb2.TransferFrame, _common_pb2.TransferAck]  # type: ignore[assignment]
     """Frames in, acknowledgements out. A broken stream is opened again and goes on after the last
     sequence number that GetMigration reports.
+    """
+    FetchPages: _aio.StreamStreamMultiCallable[_common_pb2.TransferFrame, _destination_node_pb2.PageRequest]  # type: ignore[assignment]
+    """Post-copy: opened by the source before it commits. The destination asks, the source sends a frame
+    for each request, whose sequence number is the request's id. Requests that were not answered when
+    the stream broke are made again when the source opens the next one.
     """
     Verify: _aio.StreamUnaryMultiCallable[_destination_node_pb2.VerifyChunk, _destination_node_pb2.VerifyReply]  # type: ignore[assignment]
     """The source's digests in; the destination compares them with its own."""
@@ -99,6 +109,17 @@ class DestinationNodeServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_common_pb2.TransferAck], _abc.AsyncIterator[_common_pb2.TransferAck]]:
         """Frames in, acknowledgements out. A broken stream is opened again and goes on after the last
         sequence number that GetMigration reports.
+        """
+
+    @_abc_1.abstractmethod
+    def FetchPages(
+        self,
+        request_iterator: _MaybeAsyncIterator[_common_pb2.TransferFrame],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_destination_node_pb2.PageRequest], _abc.AsyncIterator[_destination_node_pb2.PageRequest]]:
+        """Post-copy: opened by the source before it commits. The destination asks, the source sends a frame
+        for each request, whose sequence number is the request's id. Requests that were not answered when
+        the stream broke are made again when the source opens the next one.
         """
 
     @_abc_1.abstractmethod

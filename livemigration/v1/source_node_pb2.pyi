@@ -225,9 +225,10 @@ class MigrationEvent(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     ROUND_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
+    SO_FAR_FIELD_NUMBER: _builtins.int
     migration_id: _builtins.str
     phase: _builtins.str
-    """prepare, round, freeze, final, verify, commit, resume, continue, done, failed"""
+    """prepare, round, freeze, final, verify, commit, resume, serve, continue, done, failed"""
     at_ns: _builtins.int
     """on the migration's clock"""
     message: _builtins.str
@@ -238,6 +239,10 @@ class MigrationEvent(_message.Message):
     def result(self) -> Global___MigrationResult:
         """last event only"""
 
+    @_builtins.property
+    def so_far(self) -> Global___MigrationResult:
+        """phase resume of a post-copy, after which the source may be lost"""
+
     def __init__(
         self,
         *,
@@ -247,10 +252,11 @@ class MigrationEvent(_message.Message):
         message: _builtins.str = ...,
         round: _common_pb2.RoundRecord | None = ...,
         result: Global___MigrationResult | None = ...,
+        so_far: Global___MigrationResult | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result", "round", b"round"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result", "round", b"round", "so_far", b"so_far"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ns", b"at_ns", "message", b"message", "migration_id", b"migration_id", "phase", b"phase", "result", b"result", "round", b"round"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ns", b"at_ns", "message", b"message", "migration_id", b"migration_id", "phase", b"phase", "result", b"result", "round", b"round", "so_far", b"so_far"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -281,6 +287,7 @@ class MigrationResult(_message.Message):
     MEMORY_DIGEST_FIELD_NUMBER: _builtins.int
     MISMATCHED_PAGES_FIELD_NUMBER: _builtins.int
     TRANSFER_WALL_NS_FIELD_NUMBER: _builtins.int
+    POST_COPY_FIELD_NUMBER: _builtins.int
     migration_id: _builtins.str
     verified: _builtins.bool
     continued: _builtins.bool
@@ -313,6 +320,10 @@ class MigrationResult(_message.Message):
     def downtime(self) -> _common_pb2.DowntimeRecord: ...
     @_builtins.property
     def mismatches(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Mismatch]: ...
+    @_builtins.property
+    def post_copy(self) -> _common_pb2.PostCopyRecord:
+        """if the task went on before its pages"""
+
     def __init__(
         self,
         *,
@@ -337,10 +348,11 @@ class MigrationResult(_message.Message):
         memory_digest: _builtins.str = ...,
         mismatched_pages: _builtins.int = ...,
         transfer_wall_ns: _builtins.int = ...,
+        post_copy: _common_pb2.PostCopyRecord | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["downtime", b"downtime"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["downtime", b"downtime", "post_copy", b"post_copy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_wire", b"bytes_wire", "continued", b"continued", "continued_equal", b"continued_equal", "downtime", b"downtime", "error", b"error", "memory_bytes", b"memory_bytes", "memory_digest", b"memory_digest", "migration_id", b"migration_id", "mismatched_pages", b"mismatched_pages", "mismatches", b"mismatches", "operations", b"operations", "ownership", b"ownership", "pages_lost", b"pages_lost", "pages_spurious", b"pages_spurious", "payload_bytes", b"payload_bytes", "rounds", b"rounds", "total_ns", b"total_ns", "transfer_wall_ns", b"transfer_wall_ns", "verified", b"verified", "verify_ns", b"verify_ns", "wall_ns", b"wall_ns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_wire", b"bytes_wire", "continued", b"continued", "continued_equal", b"continued_equal", "downtime", b"downtime", "error", b"error", "memory_bytes", b"memory_bytes", "memory_digest", b"memory_digest", "migration_id", b"migration_id", "mismatched_pages", b"mismatched_pages", "mismatches", b"mismatches", "operations", b"operations", "ownership", b"ownership", "pages_lost", b"pages_lost", "pages_spurious", b"pages_spurious", "payload_bytes", b"payload_bytes", "post_copy", b"post_copy", "rounds", b"rounds", "total_ns", b"total_ns", "transfer_wall_ns", b"transfer_wall_ns", "verified", b"verified", "verify_ns", b"verify_ns", "wall_ns", b"wall_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -145,6 +145,8 @@ class Workload(ABC):
         """Operations executed so far; the next one has this number."""
         self._clock = clock
         self._content = content
+        self._tally = Tally()  # of the run under way, or of the last one
+        self._stores_before: int | None = None  # by then, if stores are under way and no event
 
     @property
     @abstractmethod
@@ -178,14 +180,25 @@ class Workload(ABC):
         end = self._clock.due_before(until_ns)
         if max_ops is not None:
             end = min(end, begin + max_ops)
-        tally = Tally()
+        tally = self._tally = Tally()
         while self.ops_done < end:
             k = self.ops_done
+            self._stores_before = None
             self._event(task, k, tally)
             stop = min(end, self._next_event(k))
+            self._stores_before = tally.stores
             self._stores(task, k, stop, tally)
             self.ops_done = stop
         return RunStats(self.ops_done - begin, tally.stores, tally.faults, tally.bytes)
+
+    def operation_at(self, position: int) -> int:
+        """The operation that makes access number `position` of the batch that the task makes now.
+
+        For somebody whom the task calls from within a batch: see `dest_node.lazy_task`.
+        """
+        if self._stores_before is None:
+            return self.ops_done
+        return self.ops_done + self._tally.stores - self._stores_before + position
 
     def state(self) -> dict[str, Any]:
         """All that is needed to go on elsewhere, given the memory: JSON-able, msgpack-able."""

@@ -139,6 +139,10 @@ class ScriptWorkload(Workload):
             self._run(task, self._steps[k % len(self._steps)], tally)
             self.ops_done = k + 1
 
+    def operation_at(self, position: int) -> int:
+        """See `Workload.operation_at`: a step is one operation, whatever it accesses."""
+        return self.ops_done
+
     def _run(self, task: Task, step: Step, tally: Tally) -> None:
         before = task.machine.faults.minor
         try:

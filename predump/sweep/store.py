@@ -55,11 +55,23 @@ _RUN_COLUMNS: dict[str, str] = {
     "pages_lost": "UBIGINT",
     "pages_spurious": "UBIGINT",
     "pages_different": "UBIGINT",
+    # NULL: no post-copy
+    "pages_lazy": "UBIGINT",
+    "working_set": "UBIGINT",
+    "faults": "UBIGINT",
+    "faults_remote": "UBIGINT",
+    "stalled_s": "DOUBLE",
+    "residual_s": "DOUBLE",
+    "slowdown": "DOUBLE",
     "wall_s": "DOUBLE",
     "scenario": "JSON NOT NULL",
     "result": "JSON",
     "versions": "JSON NOT NULL",
 }
+_POST_COPY_COLUMNS = (
+    *("pages_lazy", "working_set", "faults", "faults_remote"),
+    *("stalled_s", "residual_s", "slowdown"),
+)
 _ROUND_COLUMNS: dict[str, str] = {
     "key": "VARCHAR NOT NULL",
     "round": "UINTEGER NOT NULL",
@@ -243,6 +255,8 @@ def _run_row(
     row |= {name: result[name] for name in same}
     row |= {f"{part}_s": seconds for part, seconds in result["downtime_s"].items()}
     row["downtime_s"] = result["downtime_s"]["total"]
+    later = result.get("post_copy") or {}
+    row |= {name: later.get(name) for name in _POST_COPY_COLUMNS}
     row["rounds"] = len(result["rounds"])
     row["error"] = result["error"] or None
     row["versions"] = json.dumps(result["versions"])

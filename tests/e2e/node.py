@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -75,9 +76,12 @@ class Node:
 
 @contextmanager
 def node(
-    role: str, folder: Path, *arguments: str | Path, host: str = "localhost"
+    role: str, folder: Path, *arguments: str | Path, host: str = "localhost", dies: bool = False
 ) -> Iterator[Node]:
-    """A node for as long as the context lasts. It must end well when it is asked to."""
+    """A node for as long as the context lasts. It must end well when it is asked to.
+
+    `dies`: it must have been killed by then.
+    """
     # Names that no other node in this folder has.
     number = len(list(folder.glob(f"{role}-*.log")))
     log, port_file = folder / f"{role}-{number}.log", folder / f"{role}-{number}.address"
@@ -100,7 +104,8 @@ def node(
             yield Node(port_file.read_text().strip(), process, log)
             process.terminate()
             # A node that still compiles (its first start on a machine) ends after that.
-            assert process.wait(START_S) == 0, log.read_text()
+            expected = -signal.SIGKILL if dies else 0
+            assert process.wait(START_S) == expected, log.read_text()
         finally:
             process.kill()
     assert "Traceback" not in log.read_text()

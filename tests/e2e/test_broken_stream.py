@@ -1,16 +1,14 @@
 """The connection between the hosts breaks: the migration goes on, every frame is applied once."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from predump.hosts import LocalHosts
 from predump.overrides import parse_override
 from predump.result import Result
-from predump.runner import Hosts, run_scenario
+from predump.runner import run_scenario
 from predump.scenario import Scenario, load_scenario
+from tests.e2e.cutter import Cutter, relayed
 
 SCENARIO = Path(__file__).resolve().parents[2] / "scenarios/quickstart.toml"
 MIB = 1 << 20
@@ -19,57 +17,6 @@ MIB = 1 << 20
 def _scenario(*sets: str) -> Scenario:
     small = ("memory=32MiB", "policy.kind=fixed", "policy.rounds=2", "workload.rate='5000 pages/s'")
     return load_scenario(SCENARIO, [parse_override(s) for s in (*small, *sets)])
-
-
-@dataclass
-class Cutter:
-    """A TCP relay that cuts its connections each time so many bytes have passed."""
-
-    target: str
-    cut_after: int
-    cuts_left: int
-    cuts: int = 0
-    passed: int = 0
-    _writers: set[asyncio.StreamWriter] = field(default_factory=set)
-
-    async def relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        host, _, port = self.target.rpartition(":")
-        there, out = await asyncio.open_connection(host, int(port))
-        self._writers |= {writer, out}
-        await asyncio.gather(self._copy(reader, out, counted=True), self._copy(there, writer))
-        self._writers -= {writer, out}
-
-    async def _copy(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, counted: bool = False
-    ) -> None:
-        with suppress(ConnectionError):
-            while data := await reader.read(65536):
-                if counted:
-                    self.passed += len(data)
-                    if self.cuts_left and self.passed >= self.cut_after:
-                        self._cut()
-                        return
-                writer.write(data)
-                await writer.drain()
-        with suppress(ConnectionError, RuntimeError):
-            writer.close()
-
-    def _cut(self) -> None:
-        self.passed = 0
-        self.cuts += 1
-        self.cuts_left -= 1
-        for writer in self._writers:
-            writer.transport.abort()
-
-
-@asynccontextmanager
-async def relayed(hosts: LocalHosts, cutter: Cutter) -> AsyncIterator[Hosts]:
-    server = await asyncio.start_server(cutter.relay, "127.0.0.1", 0)
-    try:
-        port = server.sockets[0].getsockname()[1]
-        yield Hosts(hosts.source.address, f"127.0.0.1:{port}")
-    finally:
-        server.close()
 
 
 async def _run(scenario: Scenario, cut_after: int, cuts: int) -> tuple[Result, Cutter]:

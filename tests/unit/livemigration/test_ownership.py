@@ -39,9 +39,28 @@ class _Pair:
         self.source.require(Ownership.IN_DOUBT)
         if self.destination.state is Ownership.COMMITTED:
             self.source.to(Ownership.RELEASED)
+        elif self.destination.state is Ownership.LOST:
+            raise WrongState("the task was there: the source does not run it by itself")
         else:
             self.destination.to(Ownership.ABORTED)
             self.source.to(Ownership.RUNNING)
+
+    def commit_without_pages_arrives(self) -> None:
+        """Post-copy: the task runs over there, and the source keeps what it lacks."""
+        self.commit_arrives()
+        self.source.to(Ownership.SERVING)
+
+    def last_page_arrives(self) -> None:
+        self.source.require(Ownership.SERVING)
+        self.destination.require(Ownership.COMMITTED)
+        self.source.to(Ownership.RELEASED)
+
+    def destination_is_lost(self) -> None:
+        """Its process is gone, and the one that follows knows only that it had the task."""
+        self.source.require(Ownership.SERVING)
+        self.destination = OwnershipMachine(source=False)
+        self.destination.to(Ownership.LOST)
+        self.source.to(Ownership.IN_DOUBT)
 
     def give_up(self) -> None:
         self.source.require(Ownership.FROZEN)
@@ -60,6 +79,9 @@ STEPS = (
     "commit_is_lost",
     "ask",
     "give_up",
+    "commit_without_pages_arrives",
+    "last_page_arrives",
+    "destination_is_lost",
 )
 
 
@@ -96,3 +118,21 @@ def test_a_step_that_does_not_exist_changes_nothing() -> None:
     with pytest.raises(WrongState):
         machine.to(Ownership.RELEASED)
     assert machine.state is Ownership.NONE
+
+
+def test_a_serving_source_guards_bytes_that_it_may_not_run() -> None:
+    assert not Ownership.SERVING.may_run
+    assert not Ownership.SERVING.owns  # the destination does
+    machine = OwnershipMachine(source=True)
+    for state in (Ownership.RUNNING, Ownership.FROZEN, Ownership.IN_DOUBT, Ownership.SERVING):
+        machine.to(state)
+    with pytest.raises(WrongState, match="serving here and cannot become running"):
+        machine.to(Ownership.RUNNING)
+
+
+def test_a_destination_that_lost_the_task_never_runs_it_again() -> None:
+    machine = OwnershipMachine(source=False)
+    machine.to(Ownership.LOST)
+    for state in Ownership:
+        with pytest.raises(WrongState):
+            machine.to(state)

@@ -7,7 +7,9 @@ from livemigration.policy import (
     Decision,
     DowntimeLimit,
     FixedRounds,
+    Hybrid,
     Phaul,
+    PostCopy,
     RoundView,
     StopAndCopy,
     Threshold,
@@ -18,7 +20,9 @@ from livemigration.spec import (
     AutoConvergePolicySpec,
     DowntimeLimitPolicySpec,
     FixedPolicySpec,
+    HybridPolicySpec,
     PhaulPolicySpec,
+    PostCopyPolicySpec,
     StopAndCopyPolicySpec,
     ThresholdPolicySpec,
     XenPolicySpec,
@@ -166,3 +170,41 @@ def test_every_policy_spec_has_its_policy() -> None:
     assert build_policy(PhaulPolicySpec()) == Phaul(8, 64, 10)
     assert build_policy(XenPolicySpec()) == Xen(5, 50, 3)
     assert build_policy(StopAndCopyPolicySpec()) == StopAndCopy()
+
+
+def test_post_copy_freezes_at_once_and_leaves_pages_behind() -> None:
+    policy = build_policy(PostCopyPolicySpec())
+    assert isinstance(policy, PostCopy)
+    assert not policy.pre_dumps
+    assert policy.decide(_view()).post_copy
+
+
+def test_a_hybrid_leaves_behind_what_its_rounds_left() -> None:
+    policy = build_policy(HybridPolicySpec(rounds=2))
+    assert isinstance(policy, Hybrid)
+    decisions = [policy.decide(_view(round=number)) for number in range(3)]
+    assert [d.freeze for d in decisions] == [False, False, True]
+    assert decisions[2].post_copy
+
+
+def test_a_hybrid_whose_rest_fits_into_the_limit_leaves_nothing_behind() -> None:
+    # 50 pages at 100 pages in 10 ms: 5 ms
+    policy = build_policy(HybridPolicySpec(rounds=9, downtime_limit="5ms"))
+    assert policy.decide(_view(round=0)) == Decision(True, "50 dirty pages fit into the limit")
+    longer = build_policy(HybridPolicySpec(rounds=9, downtime_limit="4ms"))
+    assert not longer.decide(_view(round=0)).freeze
+
+
+@pytest.mark.parametrize(("dirty", "goes_on"), [(80, True), (81, False)])
+def test_a_hybrid_stops_pre_dumping_when_a_round_gains_too_little(
+    dirty: int, goes_on: bool
+) -> None:
+    policy = build_policy(HybridPolicySpec(rounds=9, least_gain_percent=20))
+    decision = policy.decide(_view(round=1, pages_written=100, pages_dirty=dirty))
+    assert decision.freeze is not goes_on
+    assert decision.post_copy is not goes_on
+
+
+def test_a_hybrid_with_nothing_dirty_needs_no_post_copy() -> None:
+    decision = build_policy(HybridPolicySpec(rounds=0)).decide(_view(pages_dirty=0))
+    assert (decision.freeze, decision.post_copy) == (True, False)

@@ -14,8 +14,10 @@ from livemigration.spec import (
     FixedPolicySpec,
     HostSpec,
     HunksSpec,
+    HybridPolicySpec,
     KernelSpec,
     LinkSpec,
+    PostCopyPolicySpec,
     RecordSpec,
     SourceSpec,
     TelemetrySpec,
@@ -29,6 +31,8 @@ from predump.result import (
     EncodingResult,
     Mismatch,
     PageMap,
+    PageRange,
+    PostCopy,
     ProcessPages,
     Result,
     RoundResult,
@@ -67,7 +71,10 @@ def test_every_key_of_a_table_is_explained(key: str) -> None:
     assert f"`{key}`" in SCENARIOS
 
 
-@pytest.mark.parametrize("model", [FixedPolicySpec, ThresholdPolicySpec, DowntimeLimitPolicySpec])
+@pytest.mark.parametrize(
+    "model",
+    [FixedPolicySpec, ThresholdPolicySpec, DowntimeLimitPolicySpec, PostCopyPolicySpec],
+)
 def test_every_policy_is_explained_with_its_defaults(model: type[BaseModel]) -> None:
     row = next(
         line
@@ -80,11 +87,18 @@ def test_every_policy_is_explained_with_its_defaults(model: type[BaseModel]) -> 
             assert f"`{key}` = {shown}" in row
 
 
+def test_the_hybrid_policy_adds_to_what_post_copy_has() -> None:
+    row = next(line for line in SCENARIOS.splitlines() if line.startswith('| `"hybrid"`'))
+    for key in HybridPolicySpec.model_fields.keys() - PostCopyPolicySpec.model_fields.keys():
+        shown = HybridPolicySpec.model_fields[key].default
+        assert f"`{key}` = {shown!r}".replace("'", '"') in row
+
+
 @pytest.mark.parametrize(
     "model",
     [
         *(Result, RoundResult, Downtime, Mismatch, EncodingResult, DeltaCache),
-        *(PageMap, ProcessPages),
+        *(PageMap, ProcessPages, PostCopy, PageRange),
     ],
 )
 def test_every_field_of_a_result_is_explained(model: type[BaseModel]) -> None:

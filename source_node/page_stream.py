@@ -1,0 +1,173 @@
+"""The page stream of a post-copy, held open by the source: requests in, frames out.
+
+What the task waits for is answered before what is fetched ahead. A stream that breaks is opened
+again, and the destination asks anew for what it did not get; a destination that stays away or came
+back as another process ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+import grpc
+import grpc.aio
+
+from livemigration.channel import why
+from livemigration.drill import Drill
+from livemigration.errors import BadRequest, DestinationLost, MigrationError
+from livemigration.transport import PageSource
+from livemigration.v1 import common_pb2, destination_node_pb2
+
+FETCH_PAGES = "/livemigration.v1.DestinationNode/FetchPages"
+
+PageRequest = destination_node_pb2.PageRequest
+
+_RETRY_S = 0.1
+_DRILL_REQUEST = 5
+"""A drill "in the middle of serving" strikes after so many answers."""
+
+_MOST_DAMAGED = 3
+"""Streams in a row that the destination ends because of what came over them."""
+
+_BROKEN = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.INTERNAL,  # how a stream cut in the middle of a message shows
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.DATA_LOSS,  # the same frames are sent again when they are asked for
+)
+
+_Call = grpc.aio.StreamStreamCall[bytes, PageRequest]
+
+
+class PageStream:
+    """One post-copy's requests, over as many streams as it takes."""
+
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        address: str,
+        migration_id: str,
+        *,
+        server: PageSource,
+        pace: Callable[[int], Awaitable[None]],
+        patience_s: float,
+        drill: Drill,
+    ) -> None:
+        """`pace` returns when so many bytes may go out."""
+        self._open: grpc.aio.StreamStreamMultiCallable[bytes, PageRequest] = channel.stream_stream(
+            FETCH_PAGES,
+            request_serializer=None,
+            response_deserializer=PageRequest.FromString,
+        )
+        self._address = address
+        self._id = migration_id
+        self._server = server
+        self._pace = pace
+        self._patience_s = patience_s
+        self._call: _Call | None = None
+        self._drill = drill
+        self._answered = 0
+        self._damaged = 0
+        self.reconnects = 0
+
+    async def open(self) -> None:
+        """Returns when the destination has the stream; raises MigrationError."""
+        self._call = self._open(metadata=(("migration-id", self._id),))
+        try:
+            await self._call.initial_metadata()
+            if self._call.done():
+                raise self._error(await self._call.code(), await self._call.details())
+        except grpc.aio.AioRpcError as error:
+            raise self._error(error.code(), error.details()) from error
+
+    async def run(self) -> common_pb2.PostCopyRecord:
+        """Serves until the destination says that it is over; `DestinationLost`, `BadRequest`."""
+        while True:
+            assert self._call is not None
+            call = self._call
+            try:
+                return await self._serve_stream(call)
+            except grpc.aio.AioRpcError as error:
+                code, details = error.code(), error.details()
+            call.cancel()
+            self._damaged = self._damaged + 1 if code is grpc.StatusCode.DATA_LOSS else 0
+            if code not in _BROKEN or self._damaged >= _MOST_DAMAGED:
+                raise self._error(code, details)
+            await self._open_again()
+
+    async def _open_again(self) -> None:
+        deadline = time.monotonic() + self._patience_s
+        while True:
+            try:
+                await self.open()
+            except DestinationLost:
+                if time.monotonic() > deadline:
+                    raise
+            else:
+                self.reconnects += 1
+                return
+            await asyncio.sleep(_RETRY_S)
+
+    def _error(self, code: grpc.StatusCode, details: str | None) -> MigrationError:
+        error = grpc.aio.AioRpcError(
+            code, grpc.aio.Metadata(), grpc.aio.Metadata(), details=details or None
+        )
+        if code in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION):
+            # It answers, and does not have the task, or does not want its pages any more.
+            return BadRequest(f"destination {self._address}: {why(error)}")
+        return DestinationLost(f"destination {self._address} is lost: {why(error)}")
+
+    async def _serve_stream(self, call: _Call) -> common_pb2.PostCopyRecord:
+        """One stream; AioRpcError when it breaks."""
+        waiting: list[tuple[bool, int, PageRequest]] = []
+        some = asyncio.Event()
+        sender = asyncio.create_task(self._send(call, waiting, some), name="page-sender")
+        try:
+            async for request in call:
+                if request.HasField("over"):
+                    with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                        await call.done_writing()
+                    return request.over
+                if request.HasField("read_back"):
+                    await asyncio.to_thread(self._server.compare, request.read_back)
+                    continue
+                heapq.heappush(waiting, (not request.urgent, request.id, request))
+                some.set()
+                if sender.done():
+                    sender.result()
+        finally:
+            sender.cancel()
+            with suppress(asyncio.CancelledError, grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                await sender
+        code, details = await call.code(), await call.details()
+        if code is grpc.StatusCode.OK:
+            code = grpc.StatusCode.UNAVAILABLE
+        raise grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), details)
+
+    async def _send(
+        self, call: _Call, waiting: list[tuple[bool, int, PageRequest]], some: asyncio.Event
+    ) -> None:
+        while True:
+            await some.wait()
+            some.clear()
+            while waiting:
+                request = heapq.heappop(waiting)[2]
+                try:
+                    frame = await asyncio.to_thread(self._server.serve, request)
+                except MigrationError:
+                    call.cancel()
+                    raise
+                await self._pace(len(frame))
+                await call.write(frame)
+                self._answered += 1
+                if self._answered == _DRILL_REQUEST:
+                    self._drill.reach("serving")
+
+    async def close(self) -> None:
+        """Ends the stream."""
+        if self._call is not None:
+            self._call.cancel()
