@@ -147,7 +147,7 @@ async def test_the_documented_states_are_those_that_are_published(
 ) -> None:
     there = await everything(monkeypatch)
     assert set(there.source.states) == documented_states("Source")
-    # How a source is lost, and what is said then: tests/e2e/test_post_copy_losses.py
+    # No source is lost here: tests/e2e/test_post_copy_losses.py
     assert set(there.dest.states) == documented_states("Destination") - {"source-lost"}
     assert set(there.source.events) == set(there.source.states)
     missing = {name for name in there.source.fields | there.dest.fields if f"`{name}`" not in DOC}
