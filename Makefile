@@ -15,7 +15,7 @@ AGREE_OPERATIONS ?= 100000
 SEARCH_SEEDS ?= 10
 
 .PHONY: help demo test setup setup-dev warm lint format types imports stubs unit proto lock bench fuzz \
-	fuzz-jit mutate-hunks search-hunks compose-test compose-clean clean
+	fuzz-jit mutate-hunks search-hunks shortest compose-test compose-clean clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -86,6 +86,9 @@ mutate-hunks: warm ## take each hunk out of the model: some test must fail each 
 search-hunks: warm ## search finds what each hunk's recordings show, with SEARCH_SEEDS (10) seeds
 	@SEARCH_SEEDS=$(SEARCH_SEEDS) $(BIN)/python -m pytest -n 2 --timeout 7200 $(PYTEST_ARGS) \
 		tests/unit/predump/test_hunks.py -k with_and_without_the_hunk
+
+shortest: warm ## search for the scenarios that `predump hunks` shows, and keep them
+	@$(BIN)/python -m predump.conform.shortest
 
 compose-test: setup-dev ## the compose tests alone
 	@$(BIN)/python -m pytest -m compose -v $(PYTEST_ARGS)

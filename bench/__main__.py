@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.content import content_lines
+from bench.encoding import encoding_lines
 from bench.measure import Line
 from bench.migration import migration_lines, stream_lines
 from bench.model import model_lines
@@ -31,6 +32,7 @@ class _Group(Protocol):
 GROUPS: Final[dict[str, _Group]] = {
     "model": model_lines,
     "content": content_lines,
+    "encoding": encoding_lines,
     "stream": stream_lines,
     "migration": migration_lines,
 }

@@ -27,6 +27,7 @@ from dest_node.reserve import reserve
 from dest_node.store import CommitRecord, StateDirectory
 from livemigration import batch
 from livemigration.digest import gather_bytes
+from livemigration.encoding.decoder import Decoder
 from livemigration.errors import BadRequest, DamagedFrame, NoSpace, WrongState
 from livemigration.execution import Execution
 from livemigration.files import drop_holes, file_pages, offsets
@@ -81,6 +82,7 @@ class IncomingTask:
     channel: PageChannel | None = None  # ... and who brings them
     post_copy: VirtualRun | WallRun | None = None  # ... once the task is this host's
     _received: int = 0  # pages of the round so far
+    _decoder: Decoder | None = None  # while pages come
     _shared: dict[int, int] = field(default_factory=dict)
     _files: dict[int, int] = field(default_factory=dict)  # the source's object -> file number
 
@@ -133,6 +135,7 @@ class IncomingTask:
                 "directory away to start without that task"
             )
         incoming.execution = incoming._restore()
+        incoming._decoder = None
         incoming.recovered = incoming.complete = incoming.round_over = True
         incoming.ownership.to(Ownership.COMMITTED)
         return incoming
@@ -180,6 +183,7 @@ class IncomingTask:
         self.begin = begin
         self._received = 0
         self.round_over = False
+        self._open_decoder(begin)
         machine = self.task.machine
         spaces = {process.pid: from_proto(process) for process in begin.processes}
         sizes = huge_objects(spaces.values())
@@ -217,6 +221,18 @@ class IncomingTask:
                 lazy[process.pid] = addresses
         self.missing = MissingPages(lazy, page_size)
 
+    def _open_decoder(self, begin: common_pb2.RoundBegin) -> None:
+        """The first round says how many pages are to be remembered for deltas."""
+        wanted = begin.delta_cache_pages
+        if self._decoder is not None:
+            if wanted:
+                raise DamagedFrame("only the first round says how many pages are remembered")
+            return
+        most = self.spec.pages + self.request.extra_pages
+        if wanted > most:
+            raise DamagedFrame(f"{wanted} pages to be remembered of a task that has {most}")
+        self._decoder = Decoder(self.spec.page_size, wanted)
+
     def _open_object(self, shared: common_pb2.SharedObject, huge_bytes: int) -> None:
         """A shared object or file, as it is at the source but for the bytes to come.
 
@@ -229,15 +245,15 @@ class IncomingTask:
                     raise DamagedFrame(f"object {shared.id} has huge pages of {huge_bytes} bytes")
                 huge = (huge_bytes // machine.page_size).bit_length() - 1 if huge_bytes else 0
                 self._shared[shared.id] = machine.create_shared(shared.pages, keep=True, huge=huge)
+            elif shared.live_told and not huge_bytes:
+                drop_holes(machine, self._shared[shared.id], shared)
             return
         if shared.id not in self._files:
             on_disk = shared.kind == common_pb2.OBJECT_KIND_DISK
             self._files[shared.id] = self.task.create_file(shared.pages, on_disk=on_disk)
         file = self.task.files[self._files[shared.id]]
         self._shared[shared.id] = file.object_id
-        if len(shared.live_start) != len(shared.live_pages):
-            raise DamagedFrame("the live pages of a file are columns of different lengths")
-        drop_holes(machine, file, shared)
+        drop_holes(machine, file.object_id, shared)
 
     def _drop_dead(self, mm: Mm, process: common_pb2.Process) -> None:
         """Private pages that have no content at the source any more go away here."""
@@ -264,6 +280,8 @@ class IncomingTask:
             )
         self.round_over = True
         self.complete = end.final
+        if self.complete:
+            self._decoder = None  # and what it remembers
 
     def _place(self, frame: batch.Frame) -> None:
         if self.round_over:
@@ -271,8 +289,11 @@ class IncomingTask:
         install = self._installer(frame)
         page_size = self.spec.page_size
         if frame.run_start.size:
+            assert self._decoder is not None
             addresses = from_runs(frame.run_start, frame.run_pages, page_size)
-            install(addresses, frame.pages)
+            pages = self._decoder.decode(frame)
+            install(addresses, pages)
+            self._decoder.remember(frame, pages)
             self._received += int(addresses.size)
         if frame.zero_start.size:
             addresses = from_runs(frame.zero_start, frame.zero_pages, page_size)

@@ -14,7 +14,7 @@ from livemigration import batch
 from livemigration.layout import describe, to_proto
 from livemigration.task import ROOT_PID
 from livemigration.v1 import common_pb2
-from livemigration.warm import pages_frame, small_task
+from livemigration.warm import encoded_frames, pages_frame, small_task
 
 
 def warm_up() -> None:
@@ -31,14 +31,19 @@ def warm_up() -> None:
         "workload": {"kind": "idle"},
     }
     incoming = IncomingTask.prepare(Request("warm-up", spec, "", "virtual"), None)
-    incoming.apply(batch.encode_begin(1, 0, common_pb2.RoundBegin(processes=[process])))
+    begin = common_pb2.RoundBegin(processes=[process], delta_cache_pages=addresses.size)
+    incoming.apply(batch.encode_begin(1, 0, begin))
     incoming.apply(pages_frame(task, addresses, sequence=2))
+    encoded = list(encoded_frames(addresses, task.machine.page_size, sequence=3))
+    for frame in encoded:
+        incoming.apply(frame)
     incoming.digest()
-    incoming.apply(batch.encode_end(3, 0, common_pb2.RoundEnd(pages=addresses.size)))
+    sequence, pages = 3 + len(encoded), addresses.size * (1 + len(encoded))
+    incoming.apply(batch.encode_end(sequence, 0, common_pb2.RoundEnd(pages=pages)))
     process.lazy_start.extend(process.live_start)
     process.lazy_pages.extend(process.live_pages)
     begin = common_pb2.RoundBegin(processes=[process], post_copy=common_pb2.PostCopyPlan())
-    incoming.apply(batch.encode_begin(4, 1, begin))
+    incoming.apply(batch.encode_begin(sequence + 1, 1, begin))
     _fetch(incoming, batch.decode(pages_frame(task, addresses, sequence=1)))
     incoming.give_up()
     task.release()

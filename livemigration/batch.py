@@ -6,14 +6,16 @@ code copies the page block more than once: the sender gathers pages straight fro
 physical memory into the message's own bytes, and the receiver uses the block where it lies in the
 message received. A test holds the hand-written encoding and the generated one equal.
 
-The checksum is XXH3-64 over the run columns and the page block, so that a batch damaged or mixed up
-on its way is refused before any of its pages is applied.
+The checksum is XXH3-64 over the run columns, the encodings and the page block, so that a batch
+damaged or mixed up on its way is refused before any of its pages is applied. Pages that are encoded
+(`livemigration.encoding`) have a second one, over their bytes once decoded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -31,6 +33,12 @@ BATCH_BYTES = 1 << 20
 MOST_ZERO_PAGES = 4096
 """Pages of zeros that one frame may name: they take no room in it, but they do at the receiver."""
 
+_NO_ADDRESS = 1 << 63
+"""Beyond all addresses of processes; runs that begin below it never reach the end of 64 bits."""
+
+_BLOCK_ENCODINGS = 6
+"""PageEncodings that a frame may have: all but ZERO, which has columns of its own."""
+
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MAX_VARINT_BYTES = 10
 
@@ -39,9 +47,20 @@ def _empty() -> U64:
     return np.zeros(0, dtype=np.uint64)
 
 
+def _no_bytes() -> NDArray[np.uint8]:
+    return np.zeros(0, dtype=np.uint8)
+
+
+def most_pages(page_size: int) -> int:
+    """Pages with content in one frame of a sender, at most."""
+    return max(1, BATCH_BYTES // page_size)
+
+
 @dataclass(slots=True)
 class Frame:
-    """One frame as received. `pages` is uint8[n * page_size], a view into the message."""
+    """One frame as received. `pages` is uint8[n], a view into the message: n * page_size bytes, or
+    the blocks of encoded pages, with an encoding (uint8) for each page.
+    """
 
     sequence: int = 0
     round: int = 0
@@ -54,7 +73,10 @@ class Frame:
     zero_pages: U64 = field(default_factory=_empty)
     begin: common_pb2.RoundBegin | None = None
     end: common_pb2.RoundEnd | None = None
-    pages: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, dtype=np.uint8))
+    encodings: NDArray[np.uint8] = field(default_factory=_no_bytes)
+    block_bytes: U64 = field(default_factory=_empty)
+    content_checksum: int = 0
+    pages: NDArray[np.uint8] = field(default_factory=_no_bytes)
 
 
 def _varint(value: int) -> bytes:
@@ -70,6 +92,10 @@ def _number(tag: int, value: int) -> bytes:
     return _varint(tag << 3 | _VARINT) + _varint(value) if value else b""
 
 
+def _fixed64(tag: int, value: int) -> bytes:
+    return _varint(tag << 3 | _FIXED64) + value.to_bytes(8, "little")
+
+
 def _column(tag: int, values: U64) -> bytes:
     if values.size == 0:
         return b""
@@ -78,16 +104,31 @@ def _column(tag: int, values: U64) -> bytes:
 
 
 def checksum(
-    run_start: U64, run_pages: U64, zero_start: U64, zero_pages: U64, pages: NDArray[np.uint8]
+    run_start: U64,
+    run_pages: U64,
+    zero_start: U64,
+    zero_pages: U64,
+    pages: NDArray[np.uint8],
+    encoded: bytes = b"",
 ) -> int:
-    """XXH3-64 of the four columns (as little-endian uint64) and the page block."""
+    """XXH3-64 of the four columns (as little-endian uint64), `encoded` (see `_encoded`) and the
+    page block."""
     state = xxhash.xxh3_64()
     for column in (run_start, run_pages, zero_start, zero_pages):
         if column.size:
             state.update(column.astype("<u8", copy=False).tobytes())
+    state.update(encoded)
     if pages.size:
         state.update(pages.data)
     return state.intdigest()
+
+
+def _encoded(encodings: NDArray[np.uint8], block_bytes: U64, content_checksum: int) -> bytes:
+    """What the checksum covers of fields 12 to 14; nothing if the pages are not encoded."""
+    if encodings.size == 0:
+        return b""
+    sizes = block_bytes.astype("<u8", copy=False).tobytes()
+    return encodings.tobytes() + sizes + content_checksum.to_bytes(8, "little")
 
 
 def encode_pages(
@@ -108,25 +149,100 @@ def encode_pages(
 
     The pages are copied once, from physical memory into the message.
     """
-    page_bytes = int(rows.size) * int(content.shape[1])
-    head = _number(1, sequence) + _number(2, round_number)
-    # The checksum is known only after the pages are gathered: leave its eight bytes open.
-    checksum_at = len(head) + 1
-    head += _varint(3 << 3 | _FIXED64) + bytes(8) + _number(5, pid)
-    head += _column(6, run_start) + _column(7, run_pages)
-    head += _column(9, zero_start) + _column(10, zero_pages) + _number(11, object_id)
-    if page_bytes:
-        head += _varint(15 << 3 | _BYTES) + _varint(page_bytes)
-    message, space = new_bytes(len(head) + page_bytes)
-    space[: len(head)] = np.frombuffer(head, dtype=np.uint8)
-    pages = space[len(head) :]
-    if page_bytes:
+    head = _Head(sequence, round_number, pid, run_start, run_pages, zero_start, zero_pages)
+    message, pages = head.message(object_id, int(rows.size) * int(content.shape[1]))
+    if pages.size:
         gather_pages(content, rows, pages)
-    value = checksum(run_start, run_pages, zero_start, zero_pages, pages)
-    space[checksum_at : checksum_at + 8] = np.frombuffer(
-        value.to_bytes(8, "little"), dtype=np.uint8
-    )
+    head.seal(checksum(run_start, run_pages, zero_start, zero_pages, pages))
     return message
+
+
+def encode_blocks(
+    *,
+    sequence: int,
+    round_number: int,
+    pid: int,
+    run_start: U64,
+    run_pages: U64,
+    zero_start: U64,
+    zero_pages: U64,
+    encodings: NDArray[np.uint8],
+    content_checksum: int,
+    blocks: Sequence[Sequence[Any]],
+    object_id: int = 0,
+) -> bytes:
+    """A frame with pages that are encoded already.
+
+    encodings: uint8[n], of each page, or uint8[0] if all are raw; blocks: one for each encoding
+    that there is, ascending, each as buffers to be written one after the other; content_checksum:
+    XXH3-64 of the pages before they were encoded.
+    """
+    block_bytes = np.zeros(0, np.uint64)
+    if encodings.size:
+        sizes = [sum(memoryview(part).nbytes for part in parts) for parts in blocks]
+        block_bytes = np.array(sizes, dtype=np.uint64)
+    parts = [np.frombuffer(part, dtype=np.uint8) for block in blocks for part in block]
+    head = _Head(sequence, round_number, pid, run_start, run_pages, zero_start, zero_pages)
+    message, space = head.message(
+        object_id, sum(part.size for part in parts), encodings, block_bytes, content_checksum
+    )
+    if parts:
+        np.concatenate(parts, out=space)
+    encoded = _encoded(encodings, block_bytes, content_checksum)
+    head.seal(checksum(run_start, run_pages, zero_start, zero_pages, space, encoded))
+    return message
+
+
+class _Head:
+    """All of a frame before its page block, written by hand."""
+
+    def __init__(
+        self,
+        sequence: int,
+        round_number: int,
+        pid: int,
+        run_start: U64,
+        run_pages: U64,
+        zero_start: U64,
+        zero_pages: U64,
+    ) -> None:
+        start = _number(1, sequence) + _number(2, round_number)
+        # The checksum is known only after the pages are in place: leave its eight bytes open.
+        self._checksum_at = len(start) + 1
+        self._bytes = (
+            start
+            + _fixed64(3, 0)
+            + _number(5, pid)
+            + _column(6, run_start)
+            + _column(7, run_pages)
+            + _column(9, zero_start)
+            + _column(10, zero_pages)
+        )
+        self._space = _no_bytes()
+
+    def message(
+        self,
+        object_id: int,
+        size: int,
+        encodings: NDArray[np.uint8] | None = None,
+        block_bytes: U64 | None = None,
+        content_checksum: int = 0,
+    ) -> tuple[bytes, NDArray[np.uint8]]:
+        """The whole message, and the room for `size` bytes of pages in it, to be filled."""
+        head = self._bytes + _number(11, object_id)
+        if encodings is not None and block_bytes is not None and encodings.size:
+            head += _varint(12 << 3 | _BYTES) + _varint(encodings.size) + encodings.tobytes()
+            head += _column(13, block_bytes) + _fixed64(14, content_checksum)
+        if size:
+            head += _varint(15 << 3 | _BYTES) + _varint(size)
+        message, self._space = new_bytes(len(head) + size)
+        self._space[: len(head)] = np.frombuffer(head, dtype=np.uint8)
+        return message, self._space[len(head) :]
+
+    def seal(self, value: int) -> None:
+        """Writes the checksum: the last thing that changes in the message."""
+        at = self._checksum_at
+        self._space[at : at + 8] = np.frombuffer(value.to_bytes(8, "little"), dtype=np.uint8)
 
 
 def encode_begin(sequence: int, round_number: int, begin: common_pb2.RoundBegin) -> bytes:
@@ -235,6 +351,12 @@ def decode(message: bytes) -> Frame:
                 frame.zero_pages = _append(frame.zero_pages, value)
             case 11:
                 frame.object_id = _need_number(value)
+            case 12:
+                frame.encodings = np.frombuffer(_need_bytes(value), dtype=np.uint8)
+            case 13:
+                frame.block_bytes = _append(frame.block_bytes, value)
+            case 14:
+                frame.content_checksum = _need_number(value)
             case 15:
                 frame.pages = np.frombuffer(_need_bytes(value), dtype=np.uint8)
             case _:
@@ -257,12 +379,7 @@ def check(frame: Frame, page_size: int) -> None:
         raise DamagedFrame(f"frame {frame.sequence}: run columns of different lengths")
     if frame.zero_start.size != frame.zero_pages.size:
         raise DamagedFrame(f"frame {frame.sequence}: zero columns of different lengths")
-    pages = int(frame.run_pages.sum())
-    if pages * page_size != frame.pages.size:
-        raise DamagedFrame(
-            f"frame {frame.sequence}: {frame.pages.size} page bytes for "
-            f"{pages} pages of {page_size}"
-        )
+    _check_sizes(frame, page_size)
     if frame.zero_start.size:
         zeros = int(frame.zero_pages.sum())
         if zeros > MOST_ZERO_PAGES or int(frame.zero_pages.max()) > MOST_ZERO_PAGES:
@@ -271,15 +388,58 @@ def check(frame: Frame, page_size: int) -> None:
                 f"at most {MOST_ZERO_PAGES} in a frame"
             )
     for starts in (frame.run_start, frame.zero_start):
-        if starts.size and int(np.bitwise_or.reduce(starts)) % page_size:
+        bits = int(np.bitwise_or.reduce(starts)) if starts.size else 0
+        if bits % page_size:
             raise DamagedFrame(
                 f"frame {frame.sequence}: an address is not a multiple of {page_size}"
             )
+        if bits >= _NO_ADDRESS:
+            raise DamagedFrame(f"frame {frame.sequence}: an address that no process has")
     found = checksum(
-        frame.run_start, frame.run_pages, frame.zero_start, frame.zero_pages, frame.pages
+        frame.run_start,
+        frame.run_pages,
+        frame.zero_start,
+        frame.zero_pages,
+        frame.pages,
+        _encoded(frame.encodings, frame.block_bytes, frame.content_checksum),
     )
     if found != frame.checksum:
         raise DamagedFrame(
             f"frame {frame.sequence}: checksum {found:016x} of what arrived is not the "
             f"{frame.checksum:016x} that was sent"
         )
+
+
+def _check_sizes(frame: Frame, page_size: int) -> None:
+    """That the page block has what the runs, the encodings and the block sizes say."""
+    size = frame.pages.size
+    # Added up by Python: hostile counts do not wrap around.
+    pages = sum(frame.run_pages.tolist())
+    if frame.encodings.size == 0:
+        if pages * page_size != size or frame.block_bytes.size:
+            raise DamagedFrame(
+                f"frame {frame.sequence}: {size} page bytes for {pages} pages of {page_size}"
+            )
+        return
+    if pages != frame.encodings.size:
+        raise DamagedFrame(
+            f"frame {frame.sequence}: {frame.encodings.size} encodings for {pages} pages"
+        )
+    if pages > most_pages(page_size):
+        raise DamagedFrame(
+            f"frame {frame.sequence}: {pages} encoded pages; at most {most_pages(page_size)} "
+            "in a frame"
+        )
+    counts = np.bincount(frame.encodings)
+    if counts.size > _BLOCK_ENCODINGS:
+        raise DamagedFrame(f"frame {frame.sequence}: encoding {counts.size - 1} is unknown here")
+    here = np.flatnonzero(counts)
+    sizes = frame.block_bytes.tolist()
+    limits = (counts[here] * page_size).tolist()
+    if len(sizes) != len(limits) or sum(sizes) != size:
+        raise DamagedFrame(f"frame {frame.sequence}: block sizes that are not those of its blocks")
+    for kind, block, limit in zip(here.tolist(), sizes, limits, strict=True):
+        if block > limit or (kind == common_pb2.PAGE_ENCODING_RAW and block != limit):
+            raise DamagedFrame(
+                f"frame {frame.sequence}: a block of {block} bytes for {limit} bytes of pages"
+            )

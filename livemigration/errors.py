@@ -10,6 +10,7 @@
   * SourceLost - the source of a post-copy is gone, and pages with it
   * CommitInDoubt - commit was sent and no answer came
   * Aborted - somebody asked for the end of the migration
+  * PolicyFailed - a policy of the user's raised an error, or said what cannot be followed
 """
 
 from __future__ import annotations
@@ -53,3 +54,7 @@ class Aborted(MigrationError):
 
 class CommitInDoubt(MigrationError):
     """Commit was sent and no answer came: the destination may own the task now, or not."""
+
+
+class PolicyFailed(MigrationError):
+    """A policy of the user's failed; the task stays at the source."""

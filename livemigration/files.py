@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from livemigration.errors import DamagedFrame
 from livemigration.runs import from_runs, to_runs
 from livemigration.task import Task, TaskFile
 from livemigration.v1 import common_pb2
@@ -29,8 +30,12 @@ _KINDS = {
 def file_pages(machine: Machine, file: TaskFile) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The pages of a file that are no holes, as int64[n] numbers and content rows."""
     rows = machine.object_frames(file.object_id)
-    pages = np.flatnonzero(rows > 0)
+    pages = _with_content(rows)
     return pages, rows[pages]
+
+
+def _with_content(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.flatnonzero(rows > 0)
 
 
 def offsets(pages: NDArray[np.int64], page_size: int) -> U64:
@@ -55,10 +60,28 @@ def describe_file(file: TaskFile, live: NDArray[np.int64]) -> common_pb2.SharedO
     )
 
 
-def drop_holes(machine: Machine, file: TaskFile, told: common_pb2.SharedObject) -> None:
-    """Pages that are holes at the source become holes here."""
+def describe_shared(machine: Machine, object_id: int, *, huge: bool) -> common_pb2.SharedObject:
+    """What the other host is told of shared anonymous memory; of hugetlb memory no pages, since it
+    has none of them before the final round."""
+    told = common_pb2.SharedObject(id=object_id, pages=machine.shared(object_id).npages)
+    if not huge:
+        live = _with_content(machine.object_frames(object_id))
+        starts, counts = to_runs(live.astype(np.uint64), 1)
+        told.live_start.extend(starts.tolist())
+        told.live_pages.extend(counts.tolist())
+        told.live_told = True
+    return told
+
+
+def drop_holes(machine: Machine, object_id: int, told: common_pb2.SharedObject) -> None:
+    """Pages that are holes at the source become holes here; `DamagedFrame` if that cannot be."""
+    if len(told.live_start) != len(told.live_pages):
+        raise DamagedFrame("the live pages of an object are columns of different lengths")
+    if sum(told.live_pages) > told.pages:
+        raise DamagedFrame(f"object {told.id} of {told.pages} pages has more live ones")
     starts, counts = np.array(told.live_start, np.uint64), np.array(told.live_pages, np.uint64)
     live = from_runs(starts, counts, 1) if starts.size else starts
-    pages, _ = file_pages(machine, file)
-    for page in np.setdiff1d(pages, live.astype(np.int64)).tolist():
-        machine.punch_hole(file.object_id, page, 1)
+    pages = _with_content(machine.object_frames(object_id))
+    dead = np.setdiff1d(pages, live.astype(np.int64)).astype(np.uint64)
+    for first, count in zip(*(run.tolist() for run in to_runs(dead, 1)), strict=True):
+        machine.punch_hole(object_id, first, count)

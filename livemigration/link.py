@@ -17,16 +17,21 @@ NS = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """`bandwidth` in bit/s (0: unlimited), `latency_ns` one way."""
+    """`bandwidth` in bit/s (0: unlimited), `latency_ns` one way.
+
+    `kib_ns`: what the two ends take for each KiB, which no network makes shorter.
+    """
 
     bandwidth: int
     latency_ns: int
+    kib_ns: int = 0
 
     def transmit_ns(self, size: int) -> int:
         """Time on the wire of `size` bytes, without latency, rounded up to whole nanoseconds."""
+        ends = -(-size * self.kib_ns // 1024)
         if self.bandwidth == 0:
-            return 0
-        return -(-size * 8 * NS // self.bandwidth)
+            return ends
+        return max(ends, -(-size * 8 * NS // self.bandwidth))
 
 
 class TokenBucket:
@@ -66,8 +71,17 @@ class TokenBucket:
             self._refill()
             self._tokens -= size
 
+    def start(self) -> None:
+        """The sender begins anew: a link that was idle is not faster afterwards."""
+        self._refill()
+        self._tokens = min(self._tokens, 0.0)
+
     async def send(self, size: int) -> None:
         """Waits until `size` bytes may go out, and counts them."""
+        await self.drain()
+        self.take(size)
+
+    async def drain(self) -> None:
+        """Waits until all that went out would be through a link of this rate."""
         while (wait := self.delay()) > 0:
             await asyncio.sleep(wait)
-        self.take(size)

@@ -26,10 +26,13 @@ final, frozen one, and why. Sources of the rules, as read in their code:
 * `Hybrid` - pre-dumps before that, as CRIU's lazy pages after ``pre-dump`` and QEMU's
   ``migrate-start-postcopy`` do; libvirt's ``--postcopy-after-precopy`` switches after one pass.
   What fits into the downtime limit is sent frozen instead, as QEMU does when it converges first.
+
+A user's own class (``kind = "module:Class"``) is one more: see `livemigration.user_policy`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -44,6 +47,7 @@ from livemigration.spec import (
     PostCopyPolicySpec,
     StopAndCopyPolicySpec,
     ThresholdPolicySpec,
+    UserPolicySpec,
     XenPolicySpec,
 )
 
@@ -307,8 +311,12 @@ class Hybrid:
         return Decision(False, f"{view.round} of {self.rounds} rounds done")
 
 
-def build_policy(spec: PolicySpec) -> Policy:
-    """The policy that a scenario's ``[policy]`` describes, for one migration."""
+def build_policy(spec: PolicySpec, places: Sequence[str] = ()) -> Policy:
+    """The policy that a scenario's ``[policy]`` describes, for one migration.
+
+    `places`: where a class of the user's may come from (`livemigration.user_policy`, whose errors
+    are raised); without any, none is run.
+    """
     match spec:
         case FixedPolicySpec():
             return FixedRounds(spec.rounds)
@@ -330,6 +338,10 @@ def build_policy(spec: PolicySpec) -> Policy:
             return Xen(spec.max_rounds, spec.few_pages, spec.most_times)
         case StopAndCopyPolicySpec():
             return StopAndCopy()
+        case UserPolicySpec():
+            from livemigration.user_policy import load_policy  # which needs this module
+
+            return load_policy(spec, places)
         case PostCopyPolicySpec():
             return PostCopy()
         case HybridPolicySpec():

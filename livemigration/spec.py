@@ -10,6 +10,7 @@ Rates, times and bandwidths stay the text that people wrote, checked; properties
 
 import re
 from collections.abc import Mapping
+from math import inf
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -17,10 +18,13 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 from livemigration.costs import CostSpec
@@ -37,6 +41,7 @@ from livemigration.workload.script_text import (
 from livemigration.workload.spec import ScriptSpec, WorkloadSpec
 
 PAGE_SIZES = (4096, 16384, 65536)
+LARGEST_PAGE = max(PAGE_SIZES)
 LARGEST_MEMORY = 64 * 2**30
 LARGEST_SEED = 2**53 - 1
 """Struct carries numbers as doubles; larger seeds would change on their way to the other host."""
@@ -50,8 +55,10 @@ _WORKLOAD_LIMITS = {
     "window": "memory",
 }
 """Sizes in a workload that cannot be larger than another key."""
-LATER_TRACKERS = ("host",)
+HOST_WORKLOADS = ("uniform", "zipf", "hotspot", "sequential", "phased", "idle")
+"""What a task in the host's own memory can do: write to one mapping, and nothing else."""
 _FOLIO_SIZE = re.compile(r"[1-9][0-9]{0,6}kB")
+_MODULE_AND_CLASS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 
 
 def _checked_time(text: str) -> str:
@@ -79,12 +86,6 @@ def _size(value: object) -> object:
     return value
 
 
-def _known_tracker(value: object) -> object:
-    if value in LATER_TRACKERS:
-        raise ValueError(f'{value!r} comes later; use "soft-dirty" or "uffd-wp" now')
-    return value
-
-
 def _names(value: object) -> object:
     """Hunk names from a list, or from one text with commas (handy with --set)."""
     if isinstance(value, str):
@@ -106,6 +107,26 @@ def _broker_url(url: str) -> str:
     if url:
         parse_broker_url(url)
     return url
+
+
+def _module_and_class(kind: str) -> str:
+    if not _MODULE_AND_CLASS.fullmatch(kind):
+        raise ValueError(f'{kind!r} names no class; write "module:Class"')
+    return kind
+
+
+def _check_plain(key: str, value: object) -> None:
+    """ValueError for what would not be the same on the other side of a protobuf Struct."""
+    if isinstance(value, list):
+        for item in value:
+            _check_plain(key, item)
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            _check_plain(f"{key}.{name}", item)
+    elif isinstance(value, int) and abs(value) > LARGEST_SEED:
+        raise ValueError(f"{key}: {value} is too large; write at most {LARGEST_SEED}")
+    elif not isinstance(value, str | int | float) or value in (inf, -inf) or value != value:
+        raise ValueError(f"{key}: {value} cannot be handed to a policy; write text or a number")
 
 
 Size = Annotated[int, BeforeValidator(_size)]
@@ -186,6 +207,21 @@ class SourceSpec(Spec):
     populate: bool = Field(
         default=True,
         description="without images: memory is written once, with content, before round 0",
+    )
+
+
+class HostSpec(Spec):
+    """How the source's own kernel is asked, with tracker "host"."""
+
+    method: Literal["auto", "wp-async", "soft-dirty"] = Field(
+        default="auto",
+        description='"wp-async": userfaultfd and PAGEMAP_SCAN; "soft-dirty": clear_refs and '
+        'pagemap; "auto": the first of them that the kernel has',
+    )
+    forget: int = Field(
+        default=0,
+        ge=0,
+        description="a drill: writes to so many pages, from the first one on, are not told",
     )
 
 
@@ -276,6 +312,32 @@ class StopAndCopyPolicySpec(Spec):
     kind: Literal["stop-and-copy"] = "stop-and-copy"
 
 
+class UserPolicySpec(Spec):
+    """A policy of the user's own: a Python class, and the keys that its constructor takes."""
+
+    model_config = ConfigDict(extra="allow")
+
+    kind: Annotated[str, AfterValidator(_module_and_class)] = Field(
+        description='"module:Class", a module beside the scenario file or an installed one'
+    )
+    module_sha256: str = Field(
+        default="",
+        pattern=r"^([0-9a-f]{64})?$",
+        description="what the module holds; set when the scenario is read, so that results say it",
+    )
+
+    @model_validator(mode="after")
+    def _plain_options(self) -> Self:
+        for key, value in self.options.items():
+            _check_plain(key, value)
+        return self
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The further keys of the table: what the class is constructed with."""
+        return {key: _whole_floats_to_int(value) for key, value in (self.model_extra or {}).items()}
+
+
 class LazySpec(Spec):
     """What a policy says of pages that come after the task goes on at the destination."""
 
@@ -335,7 +397,7 @@ class HybridPolicySpec(LazySpec):
         return parse_time_ns(self.downtime_limit)
 
 
-PolicySpec = Annotated[
+ReadyPolicySpec = Annotated[
     FixedPolicySpec
     | ThresholdPolicySpec
     | DowntimeLimitPolicySpec
@@ -345,6 +407,71 @@ PolicySpec = Annotated[
     | StopAndCopyPolicySpec
     | PostCopyPolicySpec
     | HybridPolicySpec,
+    Field(discriminator="kind"),
+]
+
+
+def _whose_policy(value: Any) -> str:
+    kind = value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
+    return "own" if isinstance(kind, str) and ":" in kind else "ready"
+
+
+PolicySpec = Annotated[
+    Annotated[ReadyPolicySpec, Tag("ready")] | Annotated[UserPolicySpec, Tag("own")],
+    Discriminator(_whose_policy),
+]
+
+
+class RawEncodingSpec(Spec):
+    """Pages travel as they are."""
+
+    kind: Literal["raw"] = "raw"
+
+
+class ZstdEncodingSpec(Spec):
+    """Pages of a frame are compressed together by zstd."""
+
+    kind: Literal["zstd"] = "zstd"
+    level: int = Field(default=1, ge=1, le=19, description="zstd's level")
+
+
+class Lz4EncodingSpec(Spec):
+    """Pages of a frame are compressed together by LZ4's fast mode."""
+
+    kind: Literal["lz4"] = "lz4"
+
+
+class DeltaEncodingSpec(Spec):
+    """QEMU's xbzrle: of pages that were sent before, only what changed; the others raw."""
+
+    kind: Literal["delta"] = "delta"
+    cache: Size = Field(
+        default=64 * 2**20,
+        ge=LARGEST_PAGE,
+        le=LARGEST_MEMORY,
+        description="memory at each host for the versions of pages that were sent last",
+    )
+    codec: Literal["run-length", "zstd", "lz4"] = Field(
+        default="run-length", description="how the changes are written"
+    )
+    level: int = Field(default=1, ge=1, le=19, description='zstd\'s level, for codec "zstd"')
+
+
+class AutoEncodingSpec(Spec):
+    """Each page raw, zstd, lz4 or delta: the mix by which a frame is through in the least time."""
+
+    kind: Literal["auto"] = "auto"
+    cache: Size = Field(
+        default=64 * 2**20,
+        ge=LARGEST_PAGE,
+        le=LARGEST_MEMORY,
+        description="memory at each host for the versions of pages that were sent last",
+    )
+    level: int = Field(default=1, ge=1, le=19, description="zstd's level")
+
+
+EncodingSpec = Annotated[
+    RawEncodingSpec | ZstdEncodingSpec | Lz4EncodingSpec | DeltaEncodingSpec | AutoEncodingSpec,
     Field(discriminator="kind"),
 ]
 
@@ -376,6 +503,17 @@ class VerifySpec(Spec):
 
     mode: Literal["digest", "bytes"] = Field(
         default="digest", description='digests made independently, or "bytes": the memory itself'
+    )
+
+
+class RecordSpec(Spec):
+    """What results say beyond totals."""
+
+    pages: bool = Field(
+        default=False, description="for every round, where in memory the pages are that it sends"
+    )
+    bins: int = Field(
+        default=96, ge=8, le=1024, description="into about so many bins of addresses at most"
     )
 
 
@@ -417,15 +555,19 @@ class TaskSpec(_StructSpec):
         default=256 * 2**20,
         description="size of the task's memory in bytes, or a size like 256MiB",
     )
-    tracker: Annotated[Literal["soft-dirty", "uffd-wp"], BeforeValidator(_known_tracker)] = Field(
+    tracker: Literal["soft-dirty", "uffd-wp", "host"] = Field(
         default="soft-dirty",
-        description="how written pages are found: soft-dirty, or userfaultfd write-protection",
+        description="how written pages are found: in the model by soft-dirty or by userfaultfd "
+        "write-protection, or by the kernel of the source's host in real memory",
     )
     cpu: CpuSpec = Field(default=CpuSpec(), description="the processor")
     kernel: KernelSpec = Field(default=KernelSpec(), description="the kernel")
     thp: ThpSpec = Field(default=ThpSpec(), description="transparent huge pages")
     hunks: HunksSpec = Field(
         default=HunksSpec(), description="hunks of the patch that are left out"
+    )
+    host: HostSpec = Field(
+        default=HostSpec(), description='the host\'s own kernel, with tracker "host"'
     )
     workload: WorkloadSpec = Field(description="what the task does; `kind` selects it")
     source: SourceSpec = Field(default=SourceSpec(), description="what memory holds before round 0")
@@ -460,6 +602,36 @@ class TaskSpec(_StructSpec):
                 'write "6.12" or "seed"'
             )
         return kernel
+
+    @field_validator("hunks")
+    @classmethod
+    def _hunks_are_the_models(cls, hunks: HunksSpec, info: ValidationInfo) -> HunksSpec:
+        if info.data.get("tracker") == "host" and hunks.off:
+            raise ValueError(
+                'off: tracker "host" asks a real kernel, which has no hunks to leave out; '
+                'write tracker = "soft-dirty" for the model'
+            )
+        return hunks
+
+    @field_validator("source")
+    @classmethod
+    def _images_are_the_models(cls, source: SourceSpec, info: ValidationInfo) -> SourceSpec:
+        if info.data.get("tracker") == "host" and source.images:
+            raise ValueError(
+                'images: tracker "host" starts from memory that the workload writes; leave images '
+                'out, or write tracker = "soft-dirty" or "uffd-wp"'
+            )
+        return source
+
+    @field_validator("workload")
+    @classmethod
+    def _host_only_writes(cls, workload: WorkloadSpec, info: ValidationInfo) -> WorkloadSpec:
+        if info.data.get("tracker") == "host" and workload.kind not in HOST_WORKLOADS:
+            raise ValueError(
+                f'kind "{workload.kind}" does more than write, which tracker "host" cannot; '
+                f"write one of {', '.join(HOST_WORKLOADS)}, or another tracker"
+            )
+        return workload
 
     @field_validator("thp")
     @classmethod
@@ -536,8 +708,12 @@ class MigrationSpec(_StructSpec):
         default=ThresholdPolicySpec(), description="when the final round comes"
     )
     link: LinkSpec = Field(default=LinkSpec(), description="the network")
+    encoding: EncodingSpec = Field(
+        default=RawEncodingSpec(), description="how the bytes of pages travel"
+    )
     verify: VerifySpec = Field(default=VerifySpec(), description="how memory is compared")
     costs: CostSpec = Field(default=CostSpec(), description="what the kernel's work costs")
+    record: RecordSpec = Field(default=RecordSpec(), description="what results say beyond totals")
     run_after: Time = Field(
         default="1s",
         description="how long the workload goes on at the destination, in its own time",

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Tag, ValidationError
 
 _TYPE_NAMES: Mapping[str, str] = {
     "int_type": "a whole number",
@@ -129,11 +129,25 @@ def kinds(model: type[BaseModel]) -> tuple[str, ...]:
     return get_args(annotation) if get_origin(annotation) is Literal else ()
 
 
+def _tagged(annotation: Any) -> dict[object, Any]:
+    """The members of a union that bear a Tag, by it."""
+    found: dict[object, Any] = {}
+    for member in get_args(annotation):
+        if get_origin(member) is Annotated:
+            inner, *notes = get_args(member)
+            found |= {note.tag: inner for note in notes if isinstance(note, Tag)}
+    return found
+
+
 def _walk(model: type[BaseModel], location: tuple[int | str, ...]) -> list[_Step]:
     """Follow an error's location through the models; union tags are followed but not shown."""
     steps = [_Step("", model)]
     for element in location:
         here = _strip(steps[-1].annotation)
+        chosen = _tagged(here).get(element)
+        if chosen is not None:
+            steps[-1] = _Step(steps[-1].shown, chosen)
+            continue
         models = members(here)
         by_tag = [model for model in models if element in kinds(model)]
         if len(models) > 1 and by_tag:

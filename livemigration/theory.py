@@ -8,11 +8,14 @@ of the published models (Clark et al., NSDI 2005; Liu et al., HPDC 2011, 10.1145
 D is a constant only as long as no page is written twice in a round. With writes that fall on pages
 at random the expected number of distinct pages is what counts: `distinct_pages` for any access
 distribution, with N * (1 - (1 - 1/N)**w) for w writes spread evenly over N pages.
+
+`livemigration.history` has the models that know a workload by what was recorded of it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -24,7 +27,7 @@ from numpy.typing import NDArray
 class PreCopy:
     """What a model says of one migration: bytes and seconds per round, the final one last.
 
-    downtime_s is the final round, without what freezing and restoring cost.
+    downtime_s is the final round, without what restoring costs.
     """
 
     round_bytes: tuple[float, ...]
@@ -52,8 +55,27 @@ def _checked(name: str, value: float, *, least: float = 0.0) -> float:
     return value
 
 
+@dataclass(frozen=True, slots=True)
+class Overhead:
+    """What a round takes beside sending, in seconds; nothing by default, as in the pure models.
+
+    The task runs during `running_s` (latency, counting) and dirties pages; during `frozen_s`
+    (stopping, scanning) it stands still.
+    """
+
+    running_s: float = 0.0
+    frozen_s: float = 0.0
+
+
+NO_OVERHEAD = Overhead()
+
+
 def constant_rate(
-    memory_bytes: float, dirty_bytes_per_s: float, link_bytes_per_s: float, pre_dumps: int
+    memory_bytes: float,
+    dirty_bytes_per_s: float,
+    link_bytes_per_s: float,
+    pre_dumps: int,
+    overhead: Overhead = NO_OVERHEAD,
 ) -> PreCopy:
     """Pages get dirty at a constant rate, each once a round: the geometric series.
 
@@ -61,13 +83,15 @@ def constant_rate(
     ValueError for numbers that are none.
     """
     _checked("memory_bytes", memory_bytes)
-    _checked("link_bytes_per_s", link_bytes_per_s)
-    if dirty_bytes_per_s < 0 or pre_dumps < 0:
-        raise ValueError("dirty rate and number of rounds must not be negative")
-    sent = [memory_bytes]
-    for _ in range(pre_dumps + 1):
-        sent.append(min(memory_bytes, dirty_bytes_per_s * sent[-1] / link_bytes_per_s))
-    return PreCopy(tuple(sent), tuple(size / link_bytes_per_s for size in sent))
+    if dirty_bytes_per_s < 0:
+        raise ValueError("the dirty rate must not be negative")
+    return _rounds(
+        memory_bytes,
+        lambda seconds: min(memory_bytes, dirty_bytes_per_s * seconds),
+        link_bytes_per_s,
+        pre_dumps,
+        overhead,
+    )
 
 
 def random_writes(
@@ -77,18 +101,41 @@ def random_writes(
     link_bytes_per_s: float,
     pre_dumps: int,
     probabilities: NDArray[np.float64] | None = None,
+    overhead: Overhead = NO_OVERHEAD,
 ) -> PreCopy:
     """Writes fall on pages at random: each round sends the distinct pages of the one before.
 
     `probabilities`, float64[pages], says how likely a write is to fall on each page; without it all
     are alike. ValueError for numbers that are none.
     """
+    return _rounds(
+        float(pages * page_bytes),
+        lambda seconds: page_bytes * distinct_pages(pages, writes_per_s * seconds, probabilities),
+        link_bytes_per_s,
+        pre_dumps,
+        overhead,
+    )
+
+
+def _rounds(
+    memory_bytes: float,
+    dirtied: Callable[[float], float],
+    link_bytes_per_s: float,
+    pre_dumps: int,
+    overhead: Overhead,
+) -> PreCopy:
+    """Round by round: what is dirtied (bytes) while the task runs (seconds) is sent next."""
     _checked("link_bytes_per_s", link_bytes_per_s)
-    sent = [float(pages * page_bytes)]
+    if pre_dumps < 0:
+        raise ValueError("the number of rounds must not be negative")
+    sent = [memory_bytes]
     for _ in range(pre_dumps + 1):
-        writes = writes_per_s * sent[-1] / link_bytes_per_s
-        sent.append(page_bytes * distinct_pages(pages, writes, probabilities))
-    return PreCopy(tuple(sent), tuple(size / link_bytes_per_s for size in sent))
+        sent.append(dirtied(sent[-1] / link_bytes_per_s + overhead.running_s))
+    seconds = [
+        size / link_bytes_per_s + overhead.running_s + overhead.frozen_s for size in sent[:-1]
+    ]
+    seconds.append(sent[-1] / link_bytes_per_s + overhead.frozen_s)
+    return PreCopy(tuple(sent), tuple(seconds))
 
 
 def distinct_pages(

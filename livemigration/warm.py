@@ -15,7 +15,10 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from livemigration.packing import encode, pack_from
+from livemigration.costs import CostSpec
+from livemigration.encoding.encoder import build_encoder
+from livemigration.packing import Packing, encode, pack_from
+from livemigration.spec import AutoEncodingSpec
 from livemigration.task import ROOT_PID, Task
 from mm_model import MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE, Machine, ModelConfig
 
@@ -54,3 +57,32 @@ def pages_frame(task: Task, addresses: U64, sequence: int) -> bytes:
     """A frame of round 0 with pages of a small task, whatever is in them."""
     packing = pack_from(task.processes[ROOT_PID], addresses)
     return encode(packing, task.machine.content, sequence=sequence, round_number=0, pid=ROOT_PID)
+
+
+def encoded_frames(addresses: U64, page_size: int, sequence: int) -> list[bytes]:
+    """Two frames of pages that lie side by side, as the automatic choice sends them: compressed,
+    and as deltas.
+    """
+    encoder = build_encoder(
+        AutoEncodingSpec(),
+        CostSpec(),
+        bandwidth=1,
+        page_size=page_size,
+        memory_pages=addresses.size,
+    )
+    assert encoder is not None
+    pages = np.ones(addresses.size * page_size, np.uint8)
+    none = np.zeros(0, np.uint64)
+    packing = Packing(
+        addresses=addresses,
+        versions=addresses,
+        rows=np.arange(addresses.size),
+        run_start=addresses[:1],
+        run_pages=np.array([addresses.size], np.uint64),
+        zero_start=none,
+        zero_pages=none,
+    )
+    return [
+        encoder.encode(packing, pages, sequence=number, round_number=0, pid=ROOT_PID).message
+        for number in (sequence, sequence + 1)
+    ]

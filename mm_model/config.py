@@ -50,7 +50,8 @@ class KernelProfile:
     ``ksm_skips_protnone``
         follow_page() does not find pages that the task may not access. So debugfs does not split
         their folios, and KSM does not find them again in its unstable tree: a page that comes upon
-        one there neither merges nor enters the tree. The scan itself finds them, since it walks
+        one there neither merges nor enters the tree. Nor does break_ksm() find them: they stay
+        merged when all others are given copies. The scan itself finds them, since it walks
         the page tables ("ksm: use range-walk function to jump over holes in
         scan_get_next_rmap_item", in the stable series as well). Until 6.6: "mm/gup: reintroduce
         FOLL_NUMA as FOLL_HONOR_NUMA_FAULT".
@@ -265,7 +266,11 @@ def build_arch(config: ModelConfig) -> Arch:
     table_shift = page_shift - 3
     levels = -(-(VA_BITS - page_shift) // table_shift)
     tracking = "have_arch_soft_dirty" not in off
-    swp_bit = 1 << 61 if "swap-bit-61" in off else layout.swp_soft_dirty
+    swp_bit = layout.swp_soft_dirty
+    if "swap-bit-61" in off:
+        swp_bit = 1 << 61
+    elif "swap-bit-exclusive" in off:
+        swp_bit = layout.swp_exclusive
 
     def unless(name: str, bit: int) -> np.uint64:
         return np.uint64(bit if tracking and name not in off else 0)

@@ -187,6 +187,14 @@ VARIANTS: tuple[Hunk, ...] = (
         "keeps the seed's bit 61 on 6.12, where it is the top bit of the swap offset",
     ),
     Hunk(
+        "swap-bit-exclusive",
+        "arch/arm64/include/asm/pgtable-prot.h",
+        "PTE_SWP_SOFT_DIRTY",
+        "a bit that the swap entry has taken already, that of the page's being exclusive: what was"
+        " swapped out unwritten comes back as written, and fork, which shares it, takes the mark of"
+        " what was written",
+    ),
+    Hunk(
         "clear-refs-no-wrprotect",
         "fs/proc/task_mmu.c",
         "clear_soft_dirty",

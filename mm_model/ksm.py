@@ -79,7 +79,8 @@ def break_ksm_range(
 ) -> Int:
     """Give each merged page of [start, end) a copy of its own; OK or NO_FRAMES.
 
-    Where ``ksm_break_marks``, the copy is made by a write fault, which marks it as written.
+    Where ``ksm_break_marks``, the copy is made by a write fault, which marks it as written. Where
+    ``ksm_skips_protnone``, pages that may not be accessed are not found and stay merged.
     """
     address = start
     while address < end:
@@ -88,7 +89,8 @@ def break_ksm_range(
             address = ((address >> arch.pmd_shift) + U1) << arch.pmd_shift
             continue
         pte = phys.tables[index]
-        if pte_present(arch, pte) and phys.flags[np.int64(pte_pfn(arch, pte))] & PG_KSM:
+        found = arch.ksm_skips_protnone == 0 or not pte_protnone(arch, pte)
+        if found and pte_present(arch, pte) and phys.flags[np.int64(pte_pfn(arch, pte))] & PG_KSM:
             if arch.ksm_break_marks != 0:
                 status = do_wp_page(arch, phys, space, vma, index)
             else:

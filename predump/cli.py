@@ -18,15 +18,20 @@ from pydantic import ValidationError
 from livemigration.errors import MigrationError
 from livemigration.spec import TelemetrySpec
 from livemigration.spec_errors import first_line
+from predump.accuracy_cli import accuracy_command
+from predump.calibrate_cli import calibrate_command
 from predump.command import explained_errors, fail, unexpected
+from predump.compare_cli import compare_command
 from predump.conform_cli import conform_app
 from predump.demo import demo_scenario, run_demo
 from predump.exit_status import BAD_INPUT, FAILED
 from predump.hunks_cli import hunks_app
 from predump.mm_cli import mm_command
 from predump.overrides import OverrideError, parse_override
+from predump.policies_cli import policies_command
 from predump.progress import make_progress
 from predump.render import make_console, print_result
+from predump.report_cli import report_command
 from predump.result import Result
 from predump.scenario import Scenario, ScenarioError, load_scenario
 from predump.sweep_cli import sweep_command
@@ -54,6 +59,11 @@ app.add_typer(conform_app, name="conform")
 app.add_typer(hunks_app, name="hunks")
 app.command("mm")(mm_command)
 app.command("sweep")(sweep_command)
+app.command("policies")(policies_command)
+app.command("report")(report_command)
+app.command("compare")(compare_command)
+app.command("calibrate")(calibrate_command)
+app.command("accuracy")(accuracy_command)
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show where an error came from.")]
 ScenarioFile = Annotated[Path, typer.Argument(metavar="SCENARIO", help="A scenario file (TOML).")]
@@ -232,6 +242,13 @@ def serve_source_command(
             help="Authority that signed the destination's certificate; default: --tls-client-ca.",
         ),
     ] = None,
+    policies: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FOLDER|MODULE",
+            help="Let callers choose policies from there, which is Python code; repeatable.",
+        ),
+    ] = None,
     drill: Drilled = "",
     debug: Debug = False,
 ) -> None:
@@ -249,6 +266,7 @@ def serve_source_command(
             credentials=channel_credentials(TlsConfig(authority, tls_cert, tls_key))
             if authority
             else None,
+            policies=_policy_places(policies or []),
             drill=_drill(drill, SOURCE_PHASES),
         )
         asyncio.run(serve_source(config, _announcer("source")))
@@ -422,6 +440,20 @@ def _listen(
     if port_file is not None and port_file.is_dir():
         raise InputError(f"--port-file {port_file}: is a directory; name a file in it")
     return ListenConfig(address=address, credentials=credentials, port_file=port_file)
+
+
+def _policy_places(places: list[str]) -> tuple[str, ...]:
+    """Folders made absolute, and names of modules; refuses what can be neither."""
+    checked = []
+    for place in places:
+        folder = Path(place)
+        if folder.is_dir():
+            checked.append(str(folder.resolve()))
+        elif all(part.isidentifier() for part in place.split(".")):
+            checked.append(place)
+        else:
+            raise InputError(f"--policies {place}: there is no such directory")
+    return tuple(checked)
 
 
 def _announcer(role: str) -> Callable[[str], None]:

@@ -116,6 +116,7 @@ class LocalHosts:
     mqtt: str = ""
     drill: str = ""
     debug: bool = False
+    policies: Sequence[str] = ()
     restart_destination: bool = True
     source: NodeProcess = field(init=False)
     dest: NodeProcess = field(init=False)
@@ -129,7 +130,8 @@ class LocalHosts:
         common = ["--mqtt", self.mqtt] if self.mqtt else []
         if self.debug:
             common.append("--debug")
-        self.source = NodeProcess("source", self.folder, common)
+        allowed = [word for place in self.policies for word in ("--policies", place)]
+        self.source = NodeProcess("source", self.folder, [*common, *allowed])
         self.dest = NodeProcess("dest", self.folder, [*common, "--state-dir", str(self.state_dir)])
         try:
             drill = ["--drill", self.drill] if self.drill else []

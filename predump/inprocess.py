@@ -157,6 +157,14 @@ class InProcessTransport(Transport):
     async def close(self) -> None:
         """Nothing to close."""
 
+    async def end(self) -> None:
+        """Ends the destination's task and frees its memory at once."""
+        if self.incoming is None:
+            return
+        if self.incoming.execution is not None:
+            await self.incoming.execution.close()
+        self.incoming.task.release()
+
 
 class _Silent:
     def phase(self, phase: str, at_ns: int, message: str) -> None: ...
@@ -169,7 +177,10 @@ class _Silent:
 async def migrate_in_process(
     scenario: Scenario, *, transport: InProcessTransport | None = None, migration_id: str = "local"
 ) -> Result:
-    """Migrates a scenario's task within this process; virtual clock only (`BadRequest`)."""
+    """Migrates a scenario's task within this process; virtual clock only (`BadRequest`).
+
+    With a `transport` of the caller's the task lives on at its destination.
+    """
     if scenario.migration.clock != "virtual":
         raise BadRequest('a migration within one process needs clock = "virtual"')
     there = transport if transport is not None else InProcessTransport()
@@ -184,7 +195,7 @@ async def migrate_in_process(
         execution=hosted.execution,
         ownership=hosted.ownership,
         transport=there,
-        policy=build_policy(scenario.migration.policy),
+        policy=build_policy(scenario.migration.policy, scenario.policies),
         clock=VirtualClock(hosted.execution.advance),
         observer=_Silent(),
         reference=hosted.reference,
@@ -193,4 +204,6 @@ async def migrate_in_process(
         outcome = await migration.run()
     finally:
         await hosted.end()
+        if transport is None:
+            await there.end()
     return to_result(scenario, outcome.to_proto())

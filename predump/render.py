@@ -194,9 +194,29 @@ def facts(result: Result) -> Text:
         f"{_times(result)}, {show_bytes(result.bytes_wire)} on the wire, "
         f"{result.pages_lost:,} pages lost, {result.pages_spurious:,} sent for nothing",
     ]
+    if result.encoding.kind != "raw":
+        lines += _encoding_lines(result)
     if result.hunks_off:
         lines.append(f"without these hunks of the patch: {', '.join(result.hunks_off)}")
     return Text("\n".join(lines))
+
+
+def _encoding_lines(result: Result) -> Iterator[str]:
+    """What pages travelled as, and how deltas found their bases."""
+    used = ", ".join(
+        f"{entry.encoding} {entry.pages:,} pages in {show_bytes(entry.bytes)}"
+        for entry in result.encodings
+    )
+    yield (
+        f"encoding {result.encoding.kind}: {used or 'no pages'}; "
+        f"{show_bytes(result.bytes_pages)} of content, {show_seconds(result.encode_s)} to encode"
+    )
+    cache = result.delta_cache
+    if cache.hits or cache.misses:
+        yield (
+            f"versions sent before: {cache.hits:,} remembered, {cache.misses:,} not; "
+            f"{cache.overflows:,} changed too much for a delta"
+        )
 
 
 def _times(result: Result) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from livemigration.spec import PolicySpec
+from livemigration.spec import EncodingSpec, PolicySpec, RawEncodingSpec
 from livemigration.spec_errors import SpecError, first_line
 
 RESULT_SCHEMA = "predump.result/1"
@@ -42,6 +42,42 @@ class _Record(BaseModel):
     )
 
 
+class ProcessPages(_Record):
+    """The pages of one process in a round, by bins of addresses."""
+
+    pid: Annotated[int, Field(ge=1)] = Field(description="the process; the root is 1")
+    start: tuple[Address, ...] = Field(description="addresses of the bins that have any, ascending")
+    pages: tuple[Count, ...] = Field(description="how many are in each of them")
+
+
+class PageMap(_Record):
+    """Where in memory the pages are that a round sends."""
+
+    bin_bytes: Count = Field(description="size of a bin, a power of two; bins start at multiples")
+    processes: tuple[ProcessPages, ...] = Field(description="by process")
+
+
+Encoding = Literal["raw", "zero", "zstd", "lz4", "delta", "delta-zstd", "delta-lz4"]
+
+
+class EncodingResult(_Record):
+    """Pages that travelled in one encoding."""
+
+    encoding: Encoding = Field(description="how their bytes travelled")
+    pages: Count = Field(description="number of pages")
+    bytes: Count = Field(description="bytes of page content that they took on the wire")
+
+
+class DeltaCache(_Record):
+    """How often the version of a page that was sent last was still remembered."""
+
+    hits: Count = Field(default=0, description="pages whose last version was remembered")
+    misses: Count = Field(default=0, description="pages of which none was: new, or driven out")
+    overflows: Count = Field(
+        default=0, description="hits that differed too much for a delta to be shorter"
+    )
+
+
 class RoundResult(_Record):
     """One round: 0 is the full copy, the last one was sent while the task was frozen."""
 
@@ -55,6 +91,14 @@ class RoundResult(_Record):
     bytes_wire: Count = Field(description="bytes that this round put on the wire")
     duration_s: Seconds = Field(description="from the start of the round to its last byte")
     reason: str = Field(description="why the round was made, or why it was the last one")
+    page_map: PageMap | None = Field(
+        default=None, description="where its pages are, if the scenario asked for it; else null"
+    )
+    encodings: tuple[EncodingResult, ...] = Field(
+        default=(), description="pages and bytes by encoding, those that were used"
+    )
+    encode_s: Seconds = Field(default=0.0, description="processor time that encoding took")
+    delta_cache: DeltaCache = Field(default=DeltaCache(), description="how deltas found a base")
 
 
 class Downtime(_Record):
@@ -133,6 +177,9 @@ class Result(_Record):
     page_size: Literal[4096, 16384, 65536] = Field(description="bytes per page")
     memory_bytes: Count = Field(description="size of the task's memory")
     policy: PolicySpec = Field(description="the policy with all its settings")
+    encoding: EncodingSpec = Field(
+        default=RawEncodingSpec(), description="how pages travelled, with all its settings"
+    )
     verified: bool = Field(description="the destination's memory equalled the source's")
     continued_equal: bool | None = Field(
         description="after the restore the workload went on to the same memory as a run that never "
@@ -147,7 +194,18 @@ class Result(_Record):
         description="from the start of round 0 to runnable; with post-copy, to the last page"
     )
     bytes_wire: Count = Field(description="bytes on the wire, all rounds and what is around them")
-    bytes_pages: Count = Field(description="bytes of page content among them")
+    bytes_pages: Count = Field(
+        description="bytes of page content that they brought, before it was encoded"
+    )
+    encodings: tuple[EncodingResult, ...] = Field(
+        default=(), description="pages and bytes by encoding, all rounds"
+    )
+    encode_s: Seconds = Field(
+        default=0.0, description="processor time that encoding took, all rounds"
+    )
+    delta_cache: DeltaCache = Field(
+        default=DeltaCache(), description="how deltas found a base, all rounds"
+    )
     pages_lost: Count = Field(
         description="pages written, but not reported, so not sent: by the model's own record"
     )
@@ -167,6 +225,11 @@ class Result(_Record):
         description="real time from the first page sent to verified, whatever the clock"
     )
     versions: dict[str, str] = Field(description="predump, Python, NumPy, Numba, gRPC ...")
+    scenario: dict[str, Any] | None = Field(
+        default=None,
+        description="what was run, with every key: objects `task` and `migration`; null in results "
+        "that are kept beside it",
+    )
 
     @property
     def exit_code(self) -> int:

@@ -7,8 +7,9 @@ This is what ``predump run`` calls and what a program or a test calls:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ import grpc.aio
 from google.protobuf import struct_pb2
 
 from livemigration.channel import open_channel, why
+from livemigration.encoding.tally import encoding_name
 from livemigration.spec import lazy_of
 from livemigration.tls import TlsConfig, channel_credentials
 from livemigration.v1 import (
@@ -29,7 +31,18 @@ from livemigration.v1 import (
 from predump.exit_status import BAD_INPUT, FAILED
 from predump.hosts import LocalHosts, NodeFailed
 from predump.lost_source import ask_destination
-from predump.result import Downtime, Mismatch, PageRange, PostCopy, Result, RoundResult
+from predump.result import (
+    DeltaCache,
+    Downtime,
+    EncodingResult,
+    Mismatch,
+    PageMap,
+    PageRange,
+    PostCopy,
+    ProcessPages,
+    Result,
+    RoundResult,
+)
 from predump.scenario import Scenario
 from predump.versions import versions
 
@@ -44,6 +57,9 @@ _OWNERS = {
     common_pb2.OWNERSHIP_STATE_RELEASED: "destination",
     common_pb2.OWNERSHIP_STATE_IN_DOUBT: "in-doubt",
 }
+
+_REFUSED = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION)
+"""The migration never began; the task that was started for it would be in the next one's way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +105,7 @@ async def run_scenario(
                         mqtt=mqtt or scenario.telemetry.mqtt,
                         drill=drill,
                         debug=debug,
+                        policies=scenario.policies,
                     )
                 )
             except NodeFailed as error:
@@ -151,13 +168,19 @@ async def _events(
     request = source_node_pb2.MigrateRequest(
         destination=hosts.dest, spec=_struct(scenario.migration.to_struct())
     )
-    async for event in stub.Migrate(request):
-        if event.HasField("result"):
-            return event.result
-        if event.HasField("so_far"):
-            so_far.append(event.so_far)
-            continue
-        on_event(_plain(event))
+    try:
+        async for event in stub.Migrate(request):
+            if event.HasField("result"):
+                return event.result
+            if event.HasField("so_far"):
+                so_far.append(event.so_far)
+                continue
+            on_event(_plain(event))
+    except grpc.aio.AioRpcError as error:
+        if error.code() in _REFUSED:
+            with suppress(grpc.aio.AioRpcError):  # the refusal is what the user must hear of
+                await stub.StopTask(source_node_pb2.StopTaskRequest())
+        raise
     raise RunError("the source ended the migration without a result")
 
 
@@ -212,9 +235,27 @@ def _plain(event: source_node_pb2.MigrationEvent) -> dict[str, Any]:
         "migration_id": event.migration_id,
     }
     if event.HasField("round"):
-        plain["round"] = {field.name: value for field, value in event.round.ListFields()}
+        plain["round"] = {
+            field.name: value
+            for field, value in event.round.ListFields()
+            if field.name != "encodings"  # a result has them
+        }
         plain["round"].setdefault("round", 0)
     return plain
+
+
+def _page_map(there: common_pb2.PageMap) -> PageMap:
+    return PageMap(
+        bin_bytes=there.bin_bytes,
+        processes=tuple(
+            ProcessPages(
+                pid=process.pid,
+                start=tuple(f"{address:#x}" for address in process.start),
+                pages=tuple(process.pages),
+            )
+            for process in there.processes
+        ),
+    )
 
 
 def to_post_copy(record: common_pb2.PostCopyRecord) -> PostCopy:
@@ -253,6 +294,7 @@ def to_result(scenario: Scenario, outcome: source_node_pb2.MigrationResult) -> R
         page_size=scenario.task.page_size,
         memory_bytes=scenario.task.memory,
         policy=scenario.migration.policy,
+        encoding=scenario.migration.encoding,
         verified=outcome.verified,
         continued_equal=outcome.continued_equal if outcome.continued else None,
         owner=_OWNERS.get(outcome.ownership, "source"),  # type: ignore[arg-type]
@@ -267,6 +309,10 @@ def to_result(scenario: Scenario, outcome: source_node_pb2.MigrationResult) -> R
                 bytes_wire=r.bytes_wire,
                 duration_s=r.duration_ns / NS,
                 reason=r.reason,
+                page_map=_page_map(r.page_map) if r.HasField("page_map") else None,
+                encodings=_encodings([r]),
+                encode_s=r.encode_ns / NS,
+                delta_cache=_delta_cache([r]),
             )
             for r in outcome.rounds
         ),
@@ -283,6 +329,9 @@ def to_result(scenario: Scenario, outcome: source_node_pb2.MigrationResult) -> R
         total_time_s=outcome.total_ns / NS,
         bytes_wire=outcome.bytes_wire,
         bytes_pages=outcome.payload_bytes,
+        encodings=_encodings(outcome.rounds),
+        encode_s=sum(r.encode_ns for r in outcome.rounds) / NS,
+        delta_cache=_delta_cache(outcome.rounds),
         pages_lost=outcome.pages_lost,
         pages_spurious=outcome.pages_spurious,
         pages_different=outcome.mismatched_pages,
@@ -300,4 +349,29 @@ def to_result(scenario: Scenario, outcome: source_node_pb2.MigrationResult) -> R
         wall_s=outcome.wall_ns / NS,
         transfer_wall_s=outcome.transfer_wall_ns / NS,
         versions=versions(),
+        scenario={"task": scenario.task.to_struct(), "migration": scenario.migration.to_struct()},
+    )
+
+
+def _encodings(rounds: Iterable[common_pb2.RoundRecord]) -> tuple[EncodingResult, ...]:
+    pages: Counter[int] = Counter()
+    sizes: Counter[int] = Counter()
+    for count in (count for record in rounds for count in record.encodings):
+        pages[count.encoding] += count.pages
+        sizes[count.encoding] += count.bytes
+    return tuple(
+        EncodingResult(
+            encoding=encoding_name(kind),  # type: ignore[arg-type]
+            pages=pages[kind],
+            bytes=sizes[kind],
+        )
+        for kind in sorted(pages)
+    )
+
+
+def _delta_cache(rounds: Sequence[common_pb2.RoundRecord]) -> DeltaCache:
+    return DeltaCache(
+        hits=sum(r.delta_hits for r in rounds),
+        misses=sum(r.delta_misses for r in rounds),
+        overflows=sum(r.delta_overflows for r in rounds),
     )

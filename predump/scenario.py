@@ -13,8 +13,17 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from livemigration.spec import MigrationSpec, Spec, TaskSpec, TelemetrySpec, Time
+from livemigration.machine_file import MachineError, load_machine
+from livemigration.spec import (
+    MigrationSpec,
+    Spec,
+    TaskSpec,
+    TelemetrySpec,
+    Time,
+    UserPolicySpec,
+)
 from livemigration.spec_errors import Problem, explain, kinds, members, unknown_name
+from livemigration.user_policy import PolicyError, find_module, load_policy, module_name
 from livemigration.workload.spec import TraceSpec
 from predump.overrides import Override, OverrideError, apply_overrides
 from predump.toml_file import read_toml
@@ -42,12 +51,17 @@ class ScenarioError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """One migration to run: what `run_scenario` takes. Paths in it are absolute."""
+    """One migration to run: what `run_scenario` takes. Paths in it are absolute.
+
+    `policies`: where the policy's class is if it is the user's own (a folder, or the name of an
+    installed module; `livemigration.user_policy`), else empty.
+    """
 
     name: str
     task: TaskSpec
     migration: MigrationSpec
     telemetry: TelemetrySpec
+    policies: tuple[str, ...] = ()
 
 
 def load_scenario(
@@ -88,20 +102,22 @@ def scenario_from_mapping(
     given = sorted(overrides, key=lambda override: override.path[-1] != "kind")
     data = _drop_keys_of_other_kinds(data, given)
     try:
-        problem, scenario = _build_with(data, given, default_name)
+        problem, scenario = _build_with(data, given, default_name, base_dir or Path.cwd())
     except OverrideError as error:
         raise ScenarioError(str(error)) from error
     if scenario is None:
         assert problem is not None
         raise ScenarioError(_line(problem, origin, given))
     scenario, problem = _with_absolute_paths(scenario, base_dir or Path.cwd(), check_paths)
+    if problem is None:
+        scenario, problem = _with_policy(scenario, base_dir or Path.cwd(), check_paths)
     if problem is not None:
         raise ScenarioError(_line(problem, origin, given))
     return scenario
 
 
 def _build_with(
-    data: Mapping[str, Any], overrides: Sequence[Override], default_name: str
+    data: Mapping[str, Any], overrides: Sequence[Override], default_name: str, base_dir: Path
 ) -> tuple[Problem | None, Scenario | None]:
     """`_build` with overrides put in.
 
@@ -109,13 +125,13 @@ def _build_with(
     refused as it is gets a second try as text.
     """
     tried = list(overrides)
-    problem, scenario = _build(apply_overrides(data, tried), default_name)
+    problem, scenario = _build(apply_overrides(data, tried), default_name, base_dir)
     while problem is not None:
         as_text = [o.as_text() if o.covers(problem.key) else o for o in tried]
         if as_text == tried:
             break
         tried = as_text
-        next_problem, scenario = _build(apply_overrides(data, tried), default_name)
+        next_problem, scenario = _build(apply_overrides(data, tried), default_name, base_dir)
         if next_problem is not None and next_problem.key == problem.key:
             break  # no better as text: what was said of the value itself is clearer
         problem = next_problem
@@ -128,7 +144,9 @@ def _name_from(stem: str) -> str:
     return name or "scenario"
 
 
-def _build(data: Mapping[str, Any], default_name: str) -> tuple[Problem | None, Scenario | None]:
+def _build(
+    data: Mapping[str, Any], default_name: str, base_dir: Path
+) -> tuple[Problem | None, Scenario | None]:
     """The scenario, or the first thing that is wrong with it."""
     problems = [
         Problem(key, unknown_name("key", key, SCENARIO_KEYS))
@@ -148,6 +166,8 @@ def _build(data: Mapping[str, Any], default_name: str) -> tuple[Problem | None, 
     telemetry = _validated(TelemetrySpec, data.get("telemetry", {}), "telemetry", problems)
     section = _validated(MigrationSection, data.get("migration", {}), "migration", problems)
     migration_data = _part(data, _MIGRATION_KEYS)
+    if "costs" in migration_data:
+        migration_data["costs"] = _with_machine(migration_data["costs"], base_dir, problems)
     if section is not None:
         migration_data["run_after"] = section.run_after
     migration = _validated(MigrationSpec, migration_data, "", problems)
@@ -155,6 +175,24 @@ def _build(data: Mapping[str, Any], default_name: str) -> tuple[Problem | None, 
         return problems[0], None
     assert task is not None and migration is not None and telemetry is not None
     return None, Scenario(str(name), task, migration, telemetry)
+
+
+def _with_machine(costs: Any, base_dir: Path, problems: list[Problem]) -> Any:
+    """The table ``[costs]`` with all that it does not give itself from the machine that it names.
+
+    Adds what is wrong to ``problems``.
+    """
+    if not isinstance(costs, Mapping) or not isinstance(costs.get("machine", ""), str):
+        return costs  # what it is instead is said when it is validated
+    name = costs.get("machine", "")
+    if not name:
+        return costs
+    try:
+        known = load_machine(name, base_dir).costs.model_dump(exclude={"machine"})
+    except MachineError as error:
+        problems.append(Problem("costs.machine", str(error)))
+        return {key: value for key, value in costs.items() if key != "machine"}
+    return {**known, **costs}
 
 
 def _part(data: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
@@ -197,6 +235,9 @@ def _drop_keys_of_other_kinds(
         field = TaskSpec.model_fields.get(table_name) or MigrationSpec.model_fields.get(table_name)
         if field is None or not isinstance(table, Mapping) or table.get("kind") == override.value:
             continue
+        if table_name == "policy" and ":" in str(override.value):
+            result[table_name] = {}  # a user's own, which has none of the others' keys
+            continue
         for model in members(field.annotation):
             if override.value in kinds(model):
                 known = model.model_fields
@@ -228,3 +269,30 @@ def _with_absolute_paths(
         workload = task.workload.model_copy(update={"file": str(trace)})
         task = task.model_copy(update={"workload": workload})
     return replace(scenario, task=task), None
+
+
+def _with_policy(
+    scenario: Scenario, base_dir: Path, check: bool
+) -> tuple[Scenario, Problem | None]:
+    """The scenario with the place of the user's own policy, and what is wrong with that.
+
+    With `check` false a module that is not here is left to the host that has it.
+    """
+    policy = scenario.migration.policy
+    if not isinstance(policy, UserPolicySpec):
+        return scenario, None
+    name = module_name(policy)
+    try:
+        found = find_module(name, (str(base_dir.resolve()), name))
+        if found is None:
+            file = f"{name.replace('.', '/')}.py"
+            what = f"there is no {file} in {base_dir} and no installed module {name}"
+            return scenario, Problem("policy.kind", what) if check else None
+        policy = policy.model_copy(update={"module_sha256": found.sha256})
+        load_policy(policy, (found.place,))
+    except OSError as error:
+        return scenario, Problem("policy.kind", f"{name} cannot be read: {error.strerror}")
+    except PolicyError as error:
+        return scenario, Problem("policy", str(error))
+    migration = scenario.migration.model_copy(update={"policy": policy})
+    return replace(scenario, migration=migration, policies=(found.place,)), None

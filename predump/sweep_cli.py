@@ -18,19 +18,38 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
 from predump.command import one_line_errors
 from predump.exit_status import DIFFERS, FAILED
+from predump.overrides import OverrideError, parse_override
 from predump.render import make_console
 
 if TYPE_CHECKING:
     from predump.sweep.execute import Cluster, SweepOutcome
+    from predump.sweep.grid import Grid
 
-GridFile = Annotated[Path, typer.Argument(metavar="GRID", help="A grid file (TOML).")]
+GridFile = Annotated[
+    Path | None, typer.Argument(metavar="[GRID]", help="A grid file (TOML).", show_default=False)
+]
 Output = Annotated[
-    Path,
+    Path | None,
     typer.Option(
-        "-o", "--output", metavar="RESULTS", help="Result file (DuckDB); goes on with it if there."
+        "-o",
+        "--output",
+        metavar="RESULTS",
+        help="Result file (DuckDB), gone on with if it is there; default: NAME.duckdb, as the "
+        "grid's name.",
+    ),
+]
+Comparison = Annotated[
+    str, typer.Option(metavar="NAME", help="Run a ready comparison instead of a grid file.")
+]
+Listing = Annotated[bool, typer.Option("--list-comparisons", help="Say which there are, and end.")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Replace a key of the scenario everywhere; repeatable."
     ),
 ]
 Workers = Annotated[int, typer.Option(min=0, help="Worker processes; 0: one per processor.")]
@@ -53,8 +72,11 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show where an error came f
 
 
 def sweep_command(
-    grid: GridFile,
-    output: Output,
+    grid: GridFile = None,
+    output: Output = None,
+    comparison: Comparison = "",
+    list_comparisons: Listing = False,
+    sets: Sets = None,
     workers: Workers = 0,
     dask: Dask = "",
     parquet: Parquet = None,
@@ -65,11 +87,15 @@ def sweep_command(
     """Run a scenario for every combination of values; finished points are not run again."""
     # DuckDB and the engine are not loaded for --help.
     from predump.sweep.execute import SweepError, run_sweep
-    from predump.sweep.grid import GridError, load_grid
+    from predump.sweep.grid import GridError
     from predump.sweep.store import ResultStore, StoreError
 
-    with one_line_errors(GridError, StoreError, SweepError, debug=debug):
-        loaded = load_grid(grid)
+    if list_comparisons:
+        _list()
+        return
+    with one_line_errors(GridError, OverrideError, StoreError, SweepError, debug=debug):
+        loaded = _load(grid, comparison, sets or [])
+        output = output or Path(f"{loaded.name}.duckdb")
         with (
             ResultStore(output) as store,
             _cluster(workers, dask) as cluster,
@@ -94,6 +120,27 @@ def sweep_command(
     if outcome.different:
         raise typer.Exit(DIFFERS)
     raise typer.Exit(FAILED if first else 0)
+
+
+def _load(grid: Path | None, comparison: str, sets: list[str]) -> "Grid":
+    from predump.sweep.comparisons import load_comparison
+    from predump.sweep.grid import GridError, load_grid
+
+    if (grid is None) == (not comparison):
+        raise GridError("give either a grid file or --comparison NAME (--list-comparisons)")
+    overrides = [parse_override(argument) for argument in sets]
+    return load_comparison(comparison, overrides) if grid is None else load_grid(grid, overrides)
+
+
+def _list() -> None:
+    from predump.sweep.comparisons import comparisons
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column("name", no_wrap=True)
+    table.add_column("shows")
+    for name, shows in comparisons().items():
+        table.add_row(name, shows)
+    make_console().print(table, highlight=False)
 
 
 def _cluster(workers: int, dask: str) -> "AbstractContextManager[Cluster]":

@@ -3,7 +3,10 @@
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-_PACKAGES = ("predump", "numpy", "numba", "grpcio", "protobuf", "pydantic", "msgpack", "xxhash")
+_PACKAGES = (
+    *("predump", "numpy", "numba", "grpcio", "protobuf", "pydantic", "msgpack", "xxhash"),
+    *("zstandard", "lz4"),
+)
 
 
 def versions() -> dict[str, str]:

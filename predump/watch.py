@@ -103,10 +103,10 @@ async def watch(
                     async with asyncio.timeout_at(give_up if give_up < math.inf else None):
                         session = connected(address, identifier=identifier)
                         client = await stack.enter_async_context(session)
-                    view.connected()
                     if not await _subscribe(client, topics.filters(migration_id)):
                         say(err, f"the broker at {address} refuses the subscription")
                         return 1
+                    view.connected()  # from here on nothing is missed
                     delay, give_up = 0.0, loop.time() + patience
                     if once:
                         await _snapshot(client, board)

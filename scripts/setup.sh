@@ -53,7 +53,7 @@ fingerprint() {
 need_commands() {
   local missing=() entry
   for entry in mosquitto:mosquitto mosquitto_sub:mosquitto-clients valgrind:valgrind openssl:openssl \
-    qemu-system-x86_64:qemu-system-x86 gcc:gcc; do
+    qemu-system-x86_64:qemu-system-x86 gcc:gcc chromium:chromium; do
     PATH=$PATH:/usr/sbin:/sbin command -v "${entry%%:*}" >/dev/null || missing+=("${entry#*:}")
   done
   # The probe that runs in a guest kernel is linked statically.

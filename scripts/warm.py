@@ -15,11 +15,12 @@ from typing import Any
 
 from predump.inprocess import migrate_in_process
 from predump.scenario import scenario_from_mapping
+from source_node.warmup import warm_up
 
 KINDS = ("zipf", "uniform", "hotspot", "sequential", "append-heap", "fork-cow", "swap-pressure")
 
 
-def scenario(kind: str, verify: str, *, dbm: bool = True) -> dict[str, Any]:
+def scenario(kind: str, verify: str, *, dbm: bool = True, **tables: Any) -> dict[str, Any]:
     """A migration of 2 MiB."""
     return {
         "schema": "predump.scenario/1",
@@ -31,6 +32,7 @@ def scenario(kind: str, verify: str, *, dbm: bool = True) -> dict[str, Any]:
         "policy": {"kind": "fixed", "rounds": 1},
         "verify": {"mode": verify},
         "link": {"bandwidth": "1Gbit/s"},
+        **tables,
     }
 
 
@@ -41,11 +43,14 @@ def main() -> int:
     for data in (
         *(scenario(kind, "digest") for kind in KINDS),
         scenario("zipf", "bytes", dbm=False),
+        scenario("zipf", "digest", encoding={"kind": "auto"}),
+        scenario("zipf", "digest", encoding={"kind": "delta", "codec": "lz4"}),
     ):
         result = asyncio.run(migrate_in_process(scenario_from_mapping(data)))
         if result.exit_code:
             print(f"{result.name}: not verified: {result.error}", file=sys.stderr)
             return 1
+    warm_up()
     print(f"compiled in {time.monotonic() - start:.1f} s")
     return 0
 

@@ -62,10 +62,10 @@ _ANSWERS = {
 
 _BROKEN = (
     grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.INTERNAL,  # how a stream cut in the middle of a message shows
+    grpc.StatusCode.INTERNAL,  # how a call cut in the middle of a message shows
     grpc.StatusCode.CANCELLED,
 )
-"""Statuses of a connection that broke: the stream is opened again."""
+"""Statuses of a connection that broke: the stream is opened again, a question asked again."""
 
 _Stream = grpc.aio.StreamStreamCall[bytes, common_pb2.TransferAck]
 
@@ -238,7 +238,7 @@ class GrpcTransport:
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.NOT_FOUND:
                     raise self._started_anew() from error
-                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                if error.code() not in _BROKEN:
                     raise self._error(error) from error
                 if time.monotonic() > deadline:
                     raise self._error(broken or error) from error

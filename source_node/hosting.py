@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from livemigration.criu.images import ImageDirectory, load_into
 from livemigration.errors import BadRequest
 from livemigration.execution import Execution
+from livemigration.host.memory import host_task
 from livemigration.ownership import Ownership, OwnershipMachine
 from livemigration.snapshot import digest_task
 from livemigration.spec import TaskSpec
@@ -44,7 +45,7 @@ def build_task(request: TaskRequest) -> tuple[Task, Workload, int]:
         base_dir=request.base_dir,
     )
     if not spec.source.images:
-        task = Task(build_machine(spec))
+        task = _empty_task(spec)
         workload.setup(task, populate=spec.source.populate)
         return task, workload, 0
     images = ImageDirectory.open(request.base_dir / spec.source.images)
@@ -57,6 +58,13 @@ def build_task(request: TaskRequest) -> tuple[Task, Workload, int]:
     task = _task_of_images(build_machine(spec, extra), images)
     workload.setup(task, populate=False, from_image=True)
     return task, workload, extra
+
+
+def _empty_task(spec: TaskSpec) -> Task:
+    """In the model, or in memory of this process; `BadRequest` if its kernel cannot track."""
+    if spec.tracker == "host":
+        return host_task(spec.pages, spec.page_size, spec.host.method, spec.host.forget)
+    return Task(build_machine(spec))
 
 
 def _task_of_images(machine: Machine, images: ImageDirectory) -> Task:
@@ -128,6 +136,10 @@ class HostedTask:
 
 
 def _run_reference(request: TaskRequest, operations: int) -> str:
+    if request.spec.tracker == "host":
+        # The model does the same stores: what real memory holds is then checked by other code.
+        spec = request.spec.model_copy(update={"tracker": "soft-dirty"})
+        request = replace(request, spec=spec)
     task, workload, _ = build_task(request)
     try:
         if operations:

@@ -15,7 +15,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol
 
@@ -25,6 +25,8 @@ from numpy.typing import NDArray
 from livemigration import batch
 from livemigration.clock import Clock
 from livemigration.digest import pages_equal
+from livemigration.encoding.encoder import build_encoder
+from livemigration.encoding.tally import Tally
 from livemigration.errors import (
     Aborted,
     CommitInDoubt,
@@ -32,11 +34,11 @@ from livemigration.errors import (
     MigrationError,
 )
 from livemigration.execution import Execution, core_of
-from livemigration.files import describe_file, offsets
-from livemigration.layout import to_proto
+from livemigration.files import describe_file, describe_shared, offsets
+from livemigration.layout import huge_objects, to_proto
 from livemigration.link import Link, TokenBucket
 from livemigration.ownership import Ownership, OwnershipMachine
-from livemigration.packing import Packing, encode, pack, pack_from
+from livemigration.packing import Packing, pack, pack_from
 from livemigration.policy import Decision, Policy, RoundView
 from livemigration.runs import from_runs, to_runs
 from livemigration.snapshot import (
@@ -51,9 +53,12 @@ from livemigration.transport import Transport
 from livemigration.v1 import common_pb2, destination_node_pb2
 from livemigration.verification import addresses_of, chunks, ranges
 from mm_model import MmError
+from source_node.dirty import build_tracker
+from source_node.frames import FrameMaker, Heading, Made
 from source_node.outcome import Downtime, Outcome, Round
+from source_node.page_map import PageMaps
 from source_node.page_server import PageServer, make_plan, split_scan
-from source_node.tracker import ProcessScan, RoundScan, Tracker
+from source_node.tracker import ProcessScan, RoundScan
 
 U64 = NDArray[np.uint64]
 
@@ -102,6 +107,10 @@ class _Traffic:
     pages_sent: int = 0
     pages_zero: int = 0
     gather_ns: int = 0
+    ahead_ns: int = 0  # of that, before the first batch went out
+    encode_ns: int = 0
+    decode_ns: int = 0  # by the cost model
+    tally: Tally = field(default_factory=Tally)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,16 +150,19 @@ class Migration:
         self._clock = clock
         self._observer = observer
         self._reference = reference
-        self._link = Link(spec.link.bandwidth_bps, spec.link.latency_ns)
+        self._link = Link(spec.link.bandwidth_bps, spec.link.latency_ns, spec.costs.stream_kib)
         self._bucket = TokenBucket(
             spec.link.bandwidth_bps / 8 if clock.name == "wall" else 0, batch.BATCH_BYTES // 2
         )
-        self._tracker = Tracker(origin.tracker)
+        self._page_maps = PageMaps(spec.record.bins) if spec.record.pages else None
+        self._tracker = build_tracker(origin.tracker)
+        self._frames = self._frame_maker()
         self._abort_reason: str | None = None
         self._sequence = 0
         self._traffic = _Traffic()
         self._last_frame_ns = 0
         self._scan_pages = 0
+        self._present = 0
         self._skipped = 0
         self._vmas = 0
         self._server: PageServer | None = None
@@ -162,6 +174,17 @@ class Migration:
         self.outcome = Outcome(
             migration_id, memory_bytes=origin.memory_bytes, ownership=ownership.state
         )
+
+    def _frame_maker(self) -> FrameMaker:
+        page_size = self._execution.task.machine.page_size
+        encoder = build_encoder(
+            self._spec.encoding,
+            self._spec.costs,
+            bandwidth=self._spec.link.bandwidth_bps,
+            page_size=page_size,
+            memory_pages=self._origin.memory_bytes // page_size + self._origin.extra_pages,
+        )
+        return FrameMaker(encoder, measured=self._clock.name == "wall")
 
     @property
     def _page_size(self) -> int:
@@ -186,6 +209,7 @@ class Migration:
             raise
         finally:
             self._pool.shutdown(wait=True)
+            self._frames.forget()
             self.outcome.ownership = self._ownership.state
             self.outcome.wall_ns = time.monotonic_ns() - wall
         self._say("failed" if self.outcome.error else "done", self._verdict())
@@ -233,13 +257,14 @@ class Migration:
         scan = await self._in_thread(self._scan, number == 0)
         frozen = self._clock.now_ns - start
         self._thaw()
+        self._bucket.start()
         await self._send_frame(
             batch.encode_begin(self._next(), number, self._begin(scan, final=False))
         )
         await self._copy(scan, number)
         await self._send_frame(batch.encode_end(self._next(), number, self._end(final=False)))
-        await self._pass_time(self._link.latency_ns)
-        await self._transport.flush()
+        await self._pass_time(self._link.latency_ns + self._spec.costs.round_ns(scan.present))
+        await self._flush()
         return self._record(number, scan, start, frozen)
 
     async def _decide(self, record: Round) -> Decision:
@@ -272,13 +297,14 @@ class Migration:
             scan = self._leave_behind(scan, number)
         self._say("final", f"final round: {scan.to_send} pages, frozen")
         before = self._clock.now_ns
+        self._bucket.start()
         self._last_frame_ns = 0
         await self._send_frame(
             batch.encode_begin(self._next(), number, self._begin(scan, final=True))
         )
         await self._copy(scan, number)
         await self._send_frame(batch.encode_end(self._next(), number, self._end(final=True)))
-        await self._transport.flush()
+        await self._flush()
         self._spend_final(down, self._clock.now_ns - before)
         reason = "final round, frozen"
         if self._server is not None:
@@ -293,13 +319,21 @@ class Migration:
         return scan
 
     def _spend_final(self, down: Downtime, elapsed_ns: int) -> None:
-        """Dump and transfer of the final round, one after the other: the task is frozen."""
+        """Dump and transfer of the final round, in which the task is frozen.
+
+        Dump is what has to be gathered before the first page goes; the rest is gathered while
+        others are on their way.
+        """
         if self._clock.name == "wall":
-            down.dump_ns = min(self._traffic.gather_ns, elapsed_ns)
+            down.dump_ns = min(self._traffic.ahead_ns, elapsed_ns)
             down.transfer_ns = elapsed_ns - down.dump_ns
             return
-        down.dump_ns = self._spec.costs.copy_ns(self._traffic.payload_bytes)
-        down.transfer_ns = self._link.transmit_ns(self._traffic.bytes_wire) + self._link.latency_ns
+        payload, ahead = self._traffic.payload_bytes, GATHER_BATCHES * batch.BATCH_BYTES
+        gathered = self._spec.costs.copy_ns(payload) + self._traffic.encode_ns
+        down.dump_ns = gathered if payload <= ahead else gathered * ahead // payload
+        sent = max(self._link.transmit_ns(self._traffic.bytes_wire), gathered - down.dump_ns)
+        down.transfer_ns = sent + self._link.latency_ns
+        down.transfer_ns += self._spec.costs.round_ns(self._present)
         self._clock.spend(down.dump_ns + down.transfer_ns)
 
     # -- stopping, scanning, going on
@@ -322,6 +356,7 @@ class Migration:
         self._clock.spend(costs.scan_ns(scan.scanned) + costs.clear_ns(scan.present))
         self._skipped = scan.skipped
         self._scan_pages = scan.scanned
+        self._present = scan.present
         self._vmas = scan.vmas
         return scan
 
@@ -339,6 +374,8 @@ class Migration:
 
     def _begin(self, scan: RoundScan, *, final: bool) -> common_pb2.RoundBegin:
         begin = common_pb2.RoundBegin(final=final)
+        if self._sequence == 1:
+            begin.delta_cache_pages = self._frames.cache_pages
         machine = self._execution.task.machine
         shared_ids: set[int] = set()
         for process in scan.processes:
@@ -347,8 +384,10 @@ class Migration:
         for found in scan.files:
             begin.shared.append(describe_file(found.file, found.live))
             shared_ids.discard(found.file.object_id)
-        for shared_id in sorted(shared_ids):
-            begin.shared.add(id=shared_id, pages=machine.shared(shared_id).npages)
+        huge = huge_objects(process.space for process in scan.processes)
+        with self._execution.lock:
+            for shared_id in sorted(shared_ids):
+                begin.shared.append(describe_shared(machine, shared_id, huge=shared_id in huge))
         if final:
             begin.core = core_of(self._execution)
             if self._server is not None:
@@ -367,6 +406,11 @@ class Migration:
             await self._pass_time(self._link.transmit_ns(len(frame)))
         await self._send(frame, self._sequence)
 
+    async def _flush(self) -> None:
+        """Returns when the link has carried what was sent and the destination has applied it."""
+        await self._bucket.drain()
+        await self._transport.flush()
+
     async def _send(self, frame: bytes, sequence: int) -> None:
         await self._bucket.send(len(frame))
         await self._transport.send(sequence, frame)
@@ -378,6 +422,7 @@ class Migration:
         pending = self._gather_next(batches, number)
         while pending is not None:
             frames = await pending
+            self._traffic.ahead_ns = self._traffic.ahead_ns or self._traffic.gather_ns
             self._check_abort()
             pending = self._gather_next(batches, number)
             try:
@@ -426,28 +471,36 @@ class Migration:
             if found is None:
                 return None
             packing, object_id = found
-            sequence = self._next()
-            frame = encode(
-                packing,
-                task.machine.content,
-                sequence=sequence,
-                round_number=number,
-                pid=part.pid,
-                object_id=object_id,
-            )
+            heading = Heading(self._next(), number, part.pid, object_id)
+            copied = self._frames.copy(packing, task.machine.content, heading)
             self._note(part, packing, number)
+        # The task may go on while the copy is encoded.
+        made = self._frames.finish(
+            copied, task.machine.page_size, one_after_other=not self._execution.running
+        )
+        self._count(made, packing, time.monotonic_ns() - began)
+        return made.frame, heading.sequence
+
+    def _count(self, made: Made, packing: Packing, took_ns: int) -> None:
+        """The frame goes into the round's figures, and is on its way for so long."""
         full = int(packing.rows.size)
-        payload = full * task.machine.page_size
-        self._traffic.bytes_wire += len(frame)
-        self._traffic.payload_bytes += payload
-        self._traffic.pages_sent += full
-        self._traffic.pages_zero += int(packing.addresses.size) - full
-        self._traffic.gather_ns += time.monotonic_ns() - began
+        payload = full * self._execution.task.machine.page_size
+        traffic = self._traffic
+        traffic.bytes_wire += len(made.frame)
+        traffic.payload_bytes += payload
+        traffic.pages_sent += full
+        traffic.pages_zero += int(packing.addresses.size) - full
+        traffic.gather_ns += took_ns
+        traffic.encode_ns += made.encode_ns
+        traffic.decode_ns += made.decode_ns
+        traffic.tally.add(made.tally)
         if self._execution.running:
+            # Source, link and destination work on frames that follow each other.
             self._last_frame_ns = max(
-                self._link.transmit_ns(len(frame)), self._spec.costs.copy_ns(payload)
+                self._link.transmit_ns(len(made.frame)),
+                self._spec.costs.copy_ns(payload) + made.encode_ns,
+                made.decode_ns,
             )
-        return frame, sequence
 
     def _look(self, part: _Batch) -> tuple[Packing, int] | None:
         """What there is of a batch, and the object it belongs to (0: a process); None if nothing.
@@ -495,6 +548,10 @@ class Migration:
             pages_lost=scan.lost,
             pages_spurious=scan.spurious,
             pages_scanned=scan.scanned,
+            page_map=self._page_maps.of(scan) if self._page_maps is not None else None,
+            tally=self._traffic.tally,
+            encode_ns=self._traffic.encode_ns,
+            decode_ns=self._traffic.decode_ns,
         )
         self.outcome.rounds.append(record)
         return record
@@ -616,7 +673,8 @@ class Migration:
             down.restore_ns = status.restore_ns
             down.resume_ns = max(0, self._clock.now_ns - before - status.restore_ns)
         else:
-            down.restore_ns = costs.restore_ns(self._vmas, final.payload_bytes)
+            restore = costs.restore_ns(self._vmas, final.payload_bytes, self._present)
+            down.restore_ns = restore + final.decode_ns
             down.resume_ns = costs.resume
             self._clock.spend(down.restore_ns + down.resume_ns)
         self._handed_over()

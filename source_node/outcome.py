@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from livemigration.encoding.tally import Tally, encoding_name
 from livemigration.ownership import Ownership
 from livemigration.v1 import common_pb2, source_node_pb2
 
@@ -66,6 +67,10 @@ class Round:
     pages_lost: int = 0
     pages_spurious: int = 0
     pages_scanned: int = 0
+    page_map: common_pb2.PageMap | None = None
+    tally: Tally = field(default_factory=Tally)
+    encode_ns: int = 0
+    decode_ns: int = 0
 
     def to_proto(self) -> common_pb2.RoundRecord:
         """As a message."""
@@ -82,6 +87,12 @@ class Round:
             pages_spurious=self.pages_spurious,
             pages_scanned=self.pages_scanned,
             frozen_ns=self.frozen_ns,
+            page_map=self.page_map,
+            encodings=self.tally.to_proto(),
+            encode_ns=self.encode_ns,
+            delta_hits=self.tally.delta_hits,
+            delta_misses=self.tally.delta_misses,
+            delta_overflows=self.tally.delta_overflows,
         )
 
     def to_json(self) -> dict[str, object]:
@@ -95,6 +106,16 @@ class Round:
             "bytes_wire": self.bytes_wire,
             "duration_s": self.duration_ns / NS,
             "reason": self.reason,
+            "encodings": [
+                {"encoding": encoding_name(e.encoding), "pages": e.pages, "bytes": e.bytes}
+                for e in self.tally.to_proto()
+            ],
+            "encode_s": self.encode_ns / NS,
+            "delta_cache": {
+                "hits": self.tally.delta_hits,
+                "misses": self.tally.delta_misses,
+                "overflows": self.tally.delta_overflows,
+            },
         }
 
 

@@ -20,12 +20,16 @@ SERVICE = source_node_pb2.DESCRIPTOR.services_by_name["SourceNode"].full_name
 
 @dataclass(frozen=True, slots=True)
 class SourceConfig:
-    """How a source is started. `credentials` are for its connection to the destination."""
+    """How a source is started. `credentials` are for its connection to the destination.
+
+    `policies`: where callers' own policies may come from (`livemigration.user_policy`).
+    """
 
     listen: ListenConfig = field(default_factory=ListenConfig)
     mqtt: str = ""
     host_id: str = ""
     credentials: grpc.ChannelCredentials | None = None
+    policies: tuple[str, ...] = ()
     drill: Drill = field(default_factory=Drill)
 
 
@@ -38,6 +42,7 @@ async def serve_source(config: SourceConfig, on_ready: Callable[[str], None]) ->
             version=version("predump"),
             telemetry=telemetry,
             credentials=config.credentials,
+            policies=config.policies,
             drill=config.drill,
         )
 

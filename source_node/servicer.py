@@ -121,11 +121,13 @@ class SourceNode(source_node_pb2_grpc.SourceNodeServicer):
         telemetry: Telemetry,
         credentials: grpc.ChannelCredentials | None,
         drill: Drill,
+        policies: tuple[str, ...] = (),
     ) -> None:
         self._host_id = host_id
         self._version = version
         self._telemetry = telemetry
         self._credentials = credentials
+        self._policies = policies
         self._drill = drill
         self._incarnation = uuid.uuid4().hex
         self._hosted: HostedTask | None = None
@@ -250,7 +252,7 @@ class SourceNode(source_node_pb2_grpc.SourceNodeServicer):
             execution=hosted.execution,
             ownership=hosted.ownership,
             transport=transport,
-            policy=build_policy(spec.policy),
+            policy=build_policy(spec.policy, self._policies),
             clock=clock,
             observer=events,
             reference=hosted.reference,

@@ -44,6 +44,46 @@ OBJECT_KIND_DISK: ObjectKind.ValueType  # 2
 """a file on a disk"""
 Global___ObjectKind: _TypeAlias = ObjectKind  # noqa: Y015
 
+class _PageEncoding:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PageEncodingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PageEncoding.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PAGE_ENCODING_RAW: _PageEncoding.ValueType  # 0
+    """as they are"""
+    PAGE_ENCODING_ZSTD: _PageEncoding.ValueType  # 1
+    """a Zstandard frame (RFC 8878) that says its content's size"""
+    PAGE_ENCODING_LZ4: _PageEncoding.ValueType  # 2
+    """an LZ4 block, without a size before it"""
+    PAGE_ENCODING_DELTA: _PageEncoding.ValueType  # 3
+    """XOR with the version sent before, as runs of words"""
+    PAGE_ENCODING_DELTA_ZSTD: _PageEncoding.ValueType  # 4
+    """XOR with it, whole pages, in a Zstandard frame"""
+    PAGE_ENCODING_DELTA_LZ4: _PageEncoding.ValueType  # 5
+    """XOR with it, whole pages, in an LZ4 block"""
+    PAGE_ENCODING_ZERO: _PageEncoding.ValueType  # 6
+    """in figures only: fields 9 and 10 of a frame say it"""
+
+class PageEncoding(_PageEncoding, metaclass=_PageEncodingEnumTypeWrapper):
+    """How the bytes of a page travel. Pages of one encoding make one block."""
+
+PAGE_ENCODING_RAW: PageEncoding.ValueType  # 0
+"""as they are"""
+PAGE_ENCODING_ZSTD: PageEncoding.ValueType  # 1
+"""a Zstandard frame (RFC 8878) that says its content's size"""
+PAGE_ENCODING_LZ4: PageEncoding.ValueType  # 2
+"""an LZ4 block, without a size before it"""
+PAGE_ENCODING_DELTA: PageEncoding.ValueType  # 3
+"""XOR with the version sent before, as runs of words"""
+PAGE_ENCODING_DELTA_ZSTD: PageEncoding.ValueType  # 4
+"""XOR with it, whole pages, in a Zstandard frame"""
+PAGE_ENCODING_DELTA_LZ4: PageEncoding.ValueType  # 5
+"""XOR with it, whole pages, in an LZ4 block"""
+PAGE_ENCODING_ZERO: PageEncoding.ValueType  # 6
+"""in figures only: fields 9 and 10 of a frame say it"""
+Global___PageEncoding: _TypeAlias = PageEncoding  # noqa: Y015
+
 class _OwnershipState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -222,12 +262,16 @@ class SharedObject(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     LIVE_START_FIELD_NUMBER: _builtins.int
     LIVE_PAGES_FIELD_NUMBER: _builtins.int
+    LIVE_TOLD_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     pages: _builtins.int
     kind: Global___ObjectKind.ValueType
+    live_told: _builtins.bool
     @_builtins.property
     def live_start(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Files: every page that has content at this round's scan, by number, as runs."""
+        """Every page that has content at this round's scan, by number, as runs: of files, and of other
+        objects if `live_told`.
+        """
 
     @_builtins.property
     def live_pages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
@@ -239,10 +283,11 @@ class SharedObject(_message.Message):
         kind: Global___ObjectKind.ValueType = ...,
         live_start: _abc.Iterable[_builtins.int] | None = ...,
         live_pages: _abc.Iterable[_builtins.int] | None = ...,
+        live_told: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "kind", b"kind", "live_pages", b"live_pages", "live_start", b"live_start", "pages", b"pages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "kind", b"kind", "live_pages", b"live_pages", "live_start", b"live_start", "live_told", b"live_told", "pages", b"pages"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -258,11 +303,16 @@ class RoundBegin(_message.Message):
     SHARED_FIELD_NUMBER: _builtins.int
     FINAL_FIELD_NUMBER: _builtins.int
     CORE_FIELD_NUMBER: _builtins.int
+    DELTA_CACHE_PAGES_FIELD_NUMBER: _builtins.int
     POST_COPY_FIELD_NUMBER: _builtins.int
     final: _builtins.bool
     """sent frozen"""
     core: _builtins.str
     """final round: JSON of the workload's own state (its "registers")"""
+    delta_cache_pages: _builtins.int
+    """First round: so many pages are remembered at both ends as they were sent last, as bases of
+    deltas (docs/encodings.md). 0: there will be no deltas.
+    """
     @_builtins.property
     def processes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Process]: ...
     @_builtins.property
@@ -280,11 +330,12 @@ class RoundBegin(_message.Message):
         shared: _abc.Iterable[Global___SharedObject] | None = ...,
         final: _builtins.bool = ...,
         core: _builtins.str = ...,
+        delta_cache_pages: _builtins.int = ...,
         post_copy: Global___PostCopyPlan | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["post_copy", b"post_copy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["core", b"core", "final", b"final", "post_copy", b"post_copy", "processes", b"processes", "shared", b"shared"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["core", b"core", "delta_cache_pages", b"delta_cache_pages", "final", b"final", "post_copy", b"post_copy", "processes", b"processes", "shared", b"shared"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -389,14 +440,21 @@ class TransferFrame(_message.Message):
     ZERO_START_FIELD_NUMBER: _builtins.int
     ZERO_PAGES_FIELD_NUMBER: _builtins.int
     OBJECT_FIELD_NUMBER: _builtins.int
+    ENCODINGS_FIELD_NUMBER: _builtins.int
+    BLOCK_BYTES_FIELD_NUMBER: _builtins.int
+    CONTENT_CHECKSUM_FIELD_NUMBER: _builtins.int
     PAGES_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     round: _builtins.int
     checksum: _builtins.int
-    """XXH3-64 of fields 6, 7, 9, 10 (little-endian) and 15"""
+    """XXH3-64 of fields 6, 7, 9, 10, 12, 13, 14 (little-endian) and 15"""
     pid: _builtins.int
     object: _builtins.int
     """not 0: pages of this file, at offsets, not of a process"""
+    encodings: _builtins.bytes
+    """a PageEncoding for each page of the runs; empty: all raw"""
+    content_checksum: _builtins.int
+    """XXH3-64 of the pages as they are once decoded, in order"""
     pages: _builtins.bytes
     @_builtins.property
     def begin(self) -> Global___RoundBegin: ...
@@ -414,6 +472,10 @@ class TransferFrame(_message.Message):
 
     @_builtins.property
     def zero_pages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def block_bytes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """sizes of the blocks in field 15, by ascending encoding"""
+
     def __init__(
         self,
         *,
@@ -428,11 +490,14 @@ class TransferFrame(_message.Message):
         zero_start: _abc.Iterable[_builtins.int] | None = ...,
         zero_pages: _abc.Iterable[_builtins.int] | None = ...,
         object: _builtins.int = ...,
+        encodings: _builtins.bytes = ...,
+        block_bytes: _abc.Iterable[_builtins.int] | None = ...,
+        content_checksum: _builtins.int = ...,
         pages: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin", "end", b"end"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin", "checksum", b"checksum", "end", b"end", "object", b"object", "pages", b"pages", "pid", b"pid", "round", b"round", "run_pages", b"run_pages", "run_start", b"run_start", "sequence", b"sequence", "zero_pages", b"zero_pages", "zero_start", b"zero_start"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin", "block_bytes", b"block_bytes", "checksum", b"checksum", "content_checksum", b"content_checksum", "encodings", b"encodings", "end", b"end", "object", b"object", "pages", b"pages", "pid", b"pid", "round", b"round", "run_pages", b"run_pages", "run_start", b"run_start", "sequence", b"sequence", "zero_pages", b"zero_pages", "zero_start", b"zero_start"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -459,6 +524,33 @@ class TransferAck(_message.Message):
 Global___TransferAck: _TypeAlias = TransferAck  # noqa: Y015
 
 @_typing.final
+class EncodingCount(_message.Message):
+    """Pages that travelled in one encoding, and the bytes of page content that they took on the wire."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENCODING_FIELD_NUMBER: _builtins.int
+    PAGES_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    encoding: Global___PageEncoding.ValueType
+    pages: _builtins.int
+    bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        encoding: Global___PageEncoding.ValueType = ...,
+        pages: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "encoding", b"encoding", "pages", b"pages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EncodingCount: _TypeAlias = EncodingCount  # noqa: Y015
+
+@_typing.final
 class RoundRecord(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -474,6 +566,12 @@ class RoundRecord(_message.Message):
     PAGES_SPURIOUS_FIELD_NUMBER: _builtins.int
     PAGES_SCANNED_FIELD_NUMBER: _builtins.int
     FROZEN_NS_FIELD_NUMBER: _builtins.int
+    PAGE_MAP_FIELD_NUMBER: _builtins.int
+    ENCODINGS_FIELD_NUMBER: _builtins.int
+    ENCODE_NS_FIELD_NUMBER: _builtins.int
+    DELTA_HITS_FIELD_NUMBER: _builtins.int
+    DELTA_MISSES_FIELD_NUMBER: _builtins.int
+    DELTA_OVERFLOWS_FIELD_NUMBER: _builtins.int
     round: _builtins.int
     pages_sent: _builtins.int
     """zero pages included"""
@@ -492,6 +590,22 @@ class RoundRecord(_message.Message):
     pages_scanned: _builtins.int
     frozen_ns: _builtins.int
     """how long the task stood still in this round"""
+    encode_ns: _builtins.int
+    """CPU time that encoding took"""
+    delta_hits: _builtins.int
+    """pages whose version sent before was remembered"""
+    delta_misses: _builtins.int
+    """pages of which none was"""
+    delta_overflows: _builtins.int
+    """hits that differed too much for a delta to be shorter"""
+    @_builtins.property
+    def page_map(self) -> Global___PageMap:
+        """if the scenario asks for it"""
+
+    @_builtins.property
+    def encodings(self) -> _containers.RepeatedCompositeFieldContainer[Global___EncodingCount]:
+        """those that were used"""
+
     def __init__(
         self,
         *,
@@ -507,14 +621,77 @@ class RoundRecord(_message.Message):
         pages_spurious: _builtins.int = ...,
         pages_scanned: _builtins.int = ...,
         frozen_ns: _builtins.int = ...,
+        page_map: Global___PageMap | None = ...,
+        encodings: _abc.Iterable[Global___EncodingCount] | None = ...,
+        encode_ns: _builtins.int = ...,
+        delta_hits: _builtins.int = ...,
+        delta_misses: _builtins.int = ...,
+        delta_overflows: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["page_map", b"page_map"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_wire", b"bytes_wire", "duration_ns", b"duration_ns", "frozen_ns", b"frozen_ns", "pages_lost", b"pages_lost", "pages_scanned", b"pages_scanned", "pages_sent", b"pages_sent", "pages_soft_dirty", b"pages_soft_dirty", "pages_spurious", b"pages_spurious", "pages_written", b"pages_written", "pages_zero", b"pages_zero", "reason", b"reason", "round", b"round"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_wire", b"bytes_wire", "delta_hits", b"delta_hits", "delta_misses", b"delta_misses", "delta_overflows", b"delta_overflows", "duration_ns", b"duration_ns", "encode_ns", b"encode_ns", "encodings", b"encodings", "frozen_ns", b"frozen_ns", "page_map", b"page_map", "pages_lost", b"pages_lost", "pages_scanned", b"pages_scanned", "pages_sent", b"pages_sent", "pages_soft_dirty", b"pages_soft_dirty", "pages_spurious", b"pages_spurious", "pages_written", b"pages_written", "pages_zero", b"pages_zero", "reason", b"reason", "round", b"round"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RoundRecord: _TypeAlias = RoundRecord  # noqa: Y015
+
+@_typing.final
+class PageMap(_message.Message):
+    """Where the pages are that a round found to send, by bins of addresses."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BIN_BYTES_FIELD_NUMBER: _builtins.int
+    PROCESSES_FIELD_NUMBER: _builtins.int
+    bin_bytes: _builtins.int
+    """a power of two; bins start at its multiples"""
+    @_builtins.property
+    def processes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProcessPages]: ...
+    def __init__(
+        self,
+        *,
+        bin_bytes: _builtins.int = ...,
+        processes: _abc.Iterable[Global___ProcessPages] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bin_bytes", b"bin_bytes", "processes", b"processes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PageMap: _TypeAlias = PageMap  # noqa: Y015
+
+@_typing.final
+class ProcessPages(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PID_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    PAGES_FIELD_NUMBER: _builtins.int
+    pid: _builtins.int
+    @_builtins.property
+    def start(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """addresses of the bins that have any, ascending"""
+
+    @_builtins.property
+    def pages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """how many are in each of them"""
+
+    def __init__(
+        self,
+        *,
+        pid: _builtins.int = ...,
+        start: _abc.Iterable[_builtins.int] | None = ...,
+        pages: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pages", b"pages", "pid", b"pid", "start", b"start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProcessPages: _TypeAlias = ProcessPages  # noqa: Y015
 
 @_typing.final
 class DowntimeRecord(_message.Message):

@@ -7,8 +7,9 @@ Two sorts of workload:
   soft-dirty is lost, one that is soft-dirty and unchanged is sent for nothing. The complete patch
   sends some for nothing too (a moved mapping counts as dirty), so what a hunk does is the
   difference to it;
-* random operations, one theme after the other (`operations`): judged by the complete patch. Pages
-  are counted at the first disagreement of each sequence; what follows is its consequence.
+* random operations, one theme after the other (`operations`), and the shortest scenarios of all
+  hunks (`shortest`): judged by the complete patch. Pages are counted at the first disagreement of
+  each sequence; what follows is its consequence.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ from typing import Final
 
 import numpy as np
 
+from livemigration.operations import Op
 from livemigration.spec import TaskSpec
 from livemigration.task import Task, model_config
 from livemigration.workload.build import build_workload
-from mm_model import Livelock, ModelConfig
+from mm_model import HUNKS, VARIANTS, Livelock, ModelConfig
 from predump.conform.differential import ENDLESS, LOST, SPURIOUS, disagreements
-from predump.conform.operations import Theme, Vocabulary, generate, themes_for
+from predump.conform.operations import Vocabulary, generate, themes_for
 from predump.conform.settings import HUNK_NEEDS
-from predump.conform.shortest import config_without
+from predump.conform.shortest import ShortestScenarios, config_without
 from source_node.tracker import RoundScan, Tracker
 
 WORKLOADS: Final = ("zipf", "sequential", "append-heap", "fork-cow", "swap-pressure")
@@ -85,13 +87,17 @@ def matrix(
     kinds = tuple(workloads)
     vocabulary = Vocabulary.of(_config(NOTHING_OFF))
     themes = themes_for(vocabulary)
+    shortest = _shortest_of_all()
     for name in (NOTHING_OFF, *names):
         on_row(name)
         # A task's specification cannot ask for everything that a model can be told.
         runnable = kinds if name not in HUNK_NEEDS else ()
         cells = {kind: run_workload(kind, name, seed) for kind in runnable}
         for theme in themes:
-            cells[f"ops:{theme.name}"] = _run_theme(theme, vocabulary, name, seed, sequences)
+            numbers = range(seed * sequences, (seed + 1) * sequences)
+            random = (generate(number, vocabulary, theme) for number in numbers)
+            cells[f"ops:{theme.name}"] = _run_operations(random, name)
+        cells["ops:shortest"] = _run_operations(shortest, name)
         yield Row(name, cells)
 
 
@@ -99,16 +105,20 @@ def _config(hunk_off: str) -> ModelConfig:
     return config_without(*({hunk_off} - {NOTHING_OFF}))
 
 
-def _run_theme(
-    theme: Theme, vocabulary: Vocabulary, hunk_off: str, seed: int, sequences: int
-) -> Cell:
+def _shortest_of_all() -> list[tuple[Op, ...]]:
+    """Every hunk's scenarios, each once."""
+    scenarios = ShortestScenarios()
+    found = (scenarios.of(each.name).values() for each in HUNKS + VARIANTS)
+    return list(dict.fromkeys(entry.ops for entries in found for entry in entries))
+
+
+def _run_operations(sequences: Iterable[tuple[Op, ...]], hunk_off: str) -> Cell:
     if hunk_off == NOTHING_OFF:
         return Cell()
     complete, without = _config(NOTHING_OFF), _config(hunk_off)
     counts = dict.fromkeys((LOST, SPURIOUS, ENDLESS), 0)
     other = 0
-    for number in range(sequences):
-        ops = generate(seed * sequences + number, vocabulary, theme)
+    for ops in sequences:
         found = disagreements(ops, complete, without, blame_reference=False)
         for kind, finding in found.items():
             if kind in counts:

@@ -1,31 +1,31 @@
-"""The shortest scenario that shows each hunk: searched once, then remembered.
+"""The shortest scenario that shows each hunk, found by search and kept.
 
-They are found by `hunt` and written by nobody. A search for all hunks takes about a minute, so the
-sequences are kept below the user's cache directory, in a file named after a digest of the sources
-of model and search: whatever changes there is searched anew.
+They are found by `hunt` and written by nobody: ``python -m predump.conform.shortest`` (`make
+shortest`) searches for all hunks, which takes a minute or two, and writes ``shortest.json`` beside
+this module. Who asks for one gets it from there after it was run once more: where the model no
+longer shows what the file says, the hunk is searched anew.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-import mm_model
 from livemigration.operations import INSIDE
-from mm_model import VARIANTS, ModelConfig
+from mm_model import HUNKS, VARIANTS, ModelConfig
 from mm_model.hunks import hunk
-from predump.conform.differential import Finding
+from predump.conform.differential import Finding, disagreements
 from predump.conform.hunt import Shortest, search_kinds
 from predump.conform.operations import Vocabulary, parse_script, script
 from predump.conform.settings import HUNK_NEEDS
 
 SEED: Final = 1
 FRAMES: Final = 1 << 13
+KEPT: Final = Path(__file__).with_name("shortest.json")
 
 
 _MENDED: Final = "contpte-access-flags-fixed"
@@ -60,26 +60,13 @@ def vocabulary_for(name: str, complete: Vocabulary) -> Vocabulary:
     return complete.without(*kinds, *INSIDE & complete.verbs)
 
 
-def _digest() -> str:
-    digest = hashlib.sha256()
-    for package in (Path(mm_model.__file__).parent, Path(__file__).parent):
-        for source in sorted(package.rglob("*.py")):
-            digest.update(source.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def cache_file() -> Path:
-    """Where the sequences are kept."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "predump" / f"shortest-{_digest()}.json"
-
-
 class ShortestScenarios:
-    """Looks sequences up, or searches for them and remembers."""
+    """Looks sequences up, and searches for those that are not there or no longer hold."""
 
-    def __init__(self, file: Path | None = None) -> None:
-        self._file = cache_file() if file is None else file
-        self._known = _load(self._file)
+    def __init__(self, file: Path | None = KEPT) -> None:
+        """``file``: what an earlier search found; None: everything is searched."""
+        self._kept = _load(file) if file is not None else {}
+        self._known: dict[str, dict[str, Shortest]] = {}
         self._vocabulary: Vocabulary | None = None
 
     @property
@@ -94,16 +81,27 @@ class ShortestScenarios:
     ) -> dict[str, Shortest]:
         """The shortest sequence for each kind of harm without a hunk; empty if none was found."""
         if name not in self._known:
-            on_search(name)
-            found = search_kinds(
-                config_without(),
-                config_without(name),
-                vocabulary=vocabulary_for(name, self.vocabulary),
-                seed=SEED,
-            )
-            self._known[name] = found
-            _store(self._file, self._known)
+            kept = self._kept.get(name)
+            if kept is None or not _holds(name, kept):
+                on_search(name)
+                kept = search_kinds(
+                    config_without(),
+                    config_without(name),
+                    vocabulary=vocabulary_for(name, self.vocabulary),
+                    seed=SEED,
+                )
+            self._known[name] = kept
         return self._known[name]
+
+
+def _holds(name: str, kept: Mapping[str, Shortest]) -> bool:
+    """Whether the model still does what the sequences are kept for, where they say."""
+    complete, without = config_without(), config_without(name)
+    for kind, shortest in kept.items():
+        found = disagreements(shortest.ops, complete, without, blame_reference=False)
+        if found.get(kind) != shortest.finding:
+            return False
+    return True
 
 
 def _load(file: Path) -> dict[str, dict[str, Shortest]]:
@@ -113,8 +111,8 @@ def _load(file: Path) -> dict[str, dict[str, Shortest]]:
             hunk: {kind: _shortest(record) for kind, record in kinds.items()}
             for hunk, kinds in stored.items()
         }
-    except (OSError, ValueError, KeyError, TypeError):
-        # Nothing there, or a file that was cut off: it is only a cache.
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        # Not there, or damaged: a search finds them again.
         return {}
 
 
@@ -127,23 +125,27 @@ def _shortest(record: Mapping[str, Any]) -> Shortest:
     )
 
 
-def _store(file: Path, known: Mapping[str, Mapping[str, Shortest]]) -> None:
-    stored = {
-        hunk: {
+def search_all(file: Path = KEPT) -> None:
+    """Searches for every hunk and variant, and writes what was found; says so on stderr."""
+    scenarios = ShortestScenarios(None)
+    found = {
+        each.name: {
             kind: {
                 "finding": asdict(shortest.finding),
                 "script": script(shortest.ops),
                 "tried": shortest.tried,
                 "generated": shortest.generated,
             }
-            for kind, shortest in kinds.items()
+            for kind, shortest in scenarios.of(each.name, _say).items()
         }
-        for hunk, kinds in known.items()
+        for each in (*HUNKS, *VARIANTS)
     }
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        new = file.with_suffix(f".{os.getpid()}")
-        new.write_text(json.dumps(stored), encoding="utf-8")
-        new.replace(file)
-    except OSError:
-        return  # a read-only home: search again next time
+    file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def _say(name: str) -> None:
+    print(f"searching: {name}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    search_all()

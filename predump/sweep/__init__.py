@@ -4,6 +4,7 @@
 docs/sweeps.md describes all three.
 """
 
+from predump.sweep.comparisons import comparisons, load_comparison
 from predump.sweep.execute import SweepOutcome, run_sweep
 from predump.sweep.grid import Grid, GridError, Point, load_grid
 from predump.sweep.store import ResultStore, StoreError
@@ -15,6 +16,8 @@ __all__ = [
     "ResultStore",
     "StoreError",
     "SweepOutcome",
+    "comparisons",
+    "load_comparison",
     "load_grid",
     "run_sweep",
 ]

@@ -94,6 +94,7 @@ def run_point(payload: dict[str, Any]) -> dict[str, Any]:
         TaskSpec.from_struct(payload["task"]),
         MigrationSpec.from_struct(payload["migration"]),
         TelemetrySpec(),
+        tuple(payload["policies"]),
     )
     result = asyncio.run(_migrate(scenario, payload["transport"], payload["id"]))
     made: dict[str, Any] = result.model_dump(mode="json", by_alias=True)
@@ -161,6 +162,7 @@ def _payload(point: Point, transport: str) -> dict[str, Any]:
         "id": f"point-{point.index}",
         "task": point.scenario.task.to_struct(),
         "migration": point.scenario.migration.to_struct(),
+        "policies": list(point.scenario.policies),
         "transport": transport,
     }
 

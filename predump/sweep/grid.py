@@ -63,7 +63,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """A sweep that was read and checked. `base` is the scenario's tables."""
+    """A sweep that was read and checked: a scenario's tables, keys replaced in them, and axes."""
 
     name: str
     base: Mapping[str, Any]
@@ -71,6 +71,7 @@ class Grid:
     repeats: int
     base_dir: Path
     origin: str
+    overrides: tuple[Override, ...] = ()
 
     def __len__(self) -> int:
         return math.prod(len(axis.values) for axis in self.axes) * self.repeats
@@ -85,7 +86,10 @@ class Grid:
                 index += 1
 
     def _point(self, index: int, repeat: int, chosen: dict[str, Any]) -> Point:
-        overrides = [Override(key, _shown(value), value) for key, value in chosen.items()]
+        overrides = [
+            *self.overrides,
+            *(Override(key, _shown(value), value) for key, value in chosen.items()),
+        ]
         try:
             scenario = scenario_from_mapping(
                 self.base, overrides, origin=self.origin, base_dir=self.base_dir
@@ -107,16 +111,26 @@ def scenario_key(scenario: Scenario) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def load_grid(path: str | Path) -> Grid:
-    """Read the grid file `path` and check all its points. Raises GridError."""
+def load_grid(path: str | Path, overrides: Sequence[Override] = ()) -> Grid:
+    """Read the grid file `path` and check all its points. Raises GridError.
+
+    `overrides` replace keys of the scenario that the grid does not vary.
+    """
     path = Path(path)
     return grid_from_mapping(
-        read_toml(path, GridError, "grid"), origin=str(path), base_dir=path.resolve().parent
+        read_toml(path, GridError, "grid"),
+        origin=str(path),
+        base_dir=path.resolve().parent,
+        overrides=overrides,
     )
 
 
 def grid_from_mapping(
-    data: Mapping[str, Any], *, origin: str = "grid", base_dir: Path | None = None
+    data: Mapping[str, Any],
+    *,
+    origin: str = "grid",
+    base_dir: Path | None = None,
+    overrides: Sequence[Override] = (),
 ) -> Grid:
     """The grid whose tables are `data`; paths in it are relative to `base_dir`. GridError."""
     base_dir = base_dir or Path.cwd()
@@ -136,7 +150,13 @@ def grid_from_mapping(
         Axis(key, values) for key, values in _flattened(axes, origin) if _is_key(key, origin)
     )
     name = data.get("name", Path(origin).stem)
-    grid = Grid(str(name), base, read, repeats, scenario_dir, scenario_origin)
+    for override in overrides:
+        for axis in read:
+            if override.covers(axis.key):
+                raise GridError(
+                    f"--set {override.key}={override.text}: {origin} varies {axis.key} itself"
+                )
+    grid = Grid(str(name), base, read, repeats, scenario_dir, scenario_origin, tuple(overrides))
     if len(grid) > MOST_POINTS:
         raise GridError(f"{origin}: {len(grid):,} points; at most {MOST_POINTS:,} in one sweep")
     seen: dict[str, int] = {}

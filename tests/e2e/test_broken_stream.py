@@ -43,3 +43,21 @@ def test_a_break_on_the_wall_clock_is_made_good_as_well() -> None:
     assert cutter.cuts == 2
     assert result.exit_code == 0
     assert result.continued_equal is True
+
+
+async def test_deltas_find_their_bases_after_a_break() -> None:
+    """Cut where rounds are nearly all deltas, of versions that were sent before the break."""
+    scenario = _scenario("encoding.kind=delta", "workload.rate='40000 pages/s'")
+    async with LocalHosts(scenario.task.memory) as hosts:
+        uncut = Cutter(hosts.dest.address, 0, 0)
+        async with relayed(hosts, uncut) as between:
+            whole = await run_scenario(scenario, hosts=between)
+        later = uncut.passed - 32 * MIB  # after round 0
+        assert later > 0.9 * sum(r.bytes_wire for r in whole.rounds[1:]) > 100_000
+        cutter = Cutter(hosts.dest.address, later // 8, 5, passed=-32 * MIB)
+        async with relayed(hosts, cutter) as between:
+            result = await run_scenario(scenario, hosts=between)
+    assert cutter.cuts == 5
+    assert result.exit_code == 0 and result.continued_equal is True
+    assert result.rounds == whole.rounds
+    assert result.delta_cache == whole.delta_cache

@@ -185,6 +185,22 @@ def test_children_and_swap(
     assert getattr(stats[0], happened) > 0
 
 
+@EVERY_SIZE
+def test_shared_memory_given_back_after_it_was_sent_is_a_hole_at_the_destination(
+    monkeypatch: pytest.MonkeyPatch, page_size: int
+) -> None:
+    sets = (
+        "workload.setup=map 0 anon-private 16; map 1 anon-shared 16; write 0 0 16; write 1 0 16",
+        "workload.script='write 0 0 1; write 0 0 1; remove 1 2 9; write 1 4 1; write 0 0 1'",
+        "workload.every=5ms",
+        "policy.kind=fixed",
+        "policy.rounds=3",
+    )
+    for bandwidth in ("2Mbit/s", "20Mbit/s"):  # long after round 0, and while it goes on
+        seen = watched(monkeypatch, "files", page_size, *sets, f"link.bandwidth={bandwidth}")
+        assert seen.saw("remove")
+
+
 @pytest.mark.alone
 def test_a_huge_page_of_512_megabytes_is_split(monkeypatch: pytest.MonkeyPatch) -> None:
     """PMD-sized pages with pages of 64K."""

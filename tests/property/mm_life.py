@@ -25,6 +25,8 @@ from mm_model import (
     MAP_ANONYMOUS,
     MAP_FIXED,
     MAP_GROWSDOWN,
+    MAP_HUGE_SHIFT,
+    MAP_HUGETLB,
     MAP_PRIVATE,
     MAP_SHARED,
     MREMAP_DONTUNMAP,
@@ -46,11 +48,13 @@ from mm_model import (
 from mm_model.state import NEXT_FRAME, NEXT_TABLE
 
 Step = tuple[str, int, int, int]
-"""Verb, place (0 to 79), extent (1 to 16), choice (0 to 255)."""
+"""Verb, place (0 to 87), extent (1 to 16), choice (0 to 255)."""
 
-SMALL, PLACES = 64, 80
+SMALL, LARGE, PLACES = 64, 80, 88
 SHARED_FROM, FILE_FROM, COPY_FROM = 40, 48, 56
 CHUNK = 32  # pages: places from SMALL on are chunks of an area for large folios
+RUN = 16  # pages: places from LARGE on are pieces of an area for hugetlb pages
+HUGETLB = (64 << 10, 64 << 10, 2 << 20, 2 << 20, 32 << 20, 4 << 20)
 ADVICES = tuple(
     value for name, value in sorted(vars(uapi).items()) if name.startswith("MADV_")
 )  # fmt: skip
@@ -67,7 +71,7 @@ VERBS = (
     "fork", "fork", "exit", "switch", "switch", "merge", "unmerge", "migrate", "migrated",
     "compact", "register", "unregister", "mark", "mark", "sync", "msync", "drop", "punch",
     "file_write", "file_read", "thp", "mthp", "mthp", "split", "install", "discard", "cpu",
-    "hugepage", "collapse", "pageout", "pageout",
+    "hugepage", "collapse", "pageout", "pageout", "hugetlb", "hugetlb",
 )  # fmt: skip
 
 
@@ -79,13 +83,14 @@ class Life:
         self.size = config.page_size
         self.base = (1 << 36) + (500 * self.size)  # the small area crosses the border of a table
         self.large = 1 << 37
+        self.huge = 1 << 38
         self.mms: list[Mm] = [machine.create_mm()]
         self.acting = 0
         self.uffds: dict[int, Userfaultfd] = {}
         self.stamp = 0
         self.object = machine.create_shared(FILE_FROM - SHARED_FROM, keep=True)
         self.file = machine.create_file(COPY_FROM - FILE_FROM)
-        pages = CHUNK * (PLACES - SMALL)
+        pages = CHUNK * (LARGE - SMALL)
         rw, anon = 3, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED
         self.mm.mmap(self.base, SHARED_FROM * self.size, rw, anon)
         self.mm.mmap(self.large, pages * self.size, rw, anon)
@@ -100,8 +105,11 @@ class Life:
         """Start and length in bytes."""
         if place < SMALL:
             return self.base + place * self.size, min(extent, SMALL - place) * self.size
+        if place >= LARGE:
+            run = RUN * self.size
+            return self.huge + (place - LARGE) * run, min(extent, PLACES - place) * run
         chunk = CHUNK * self.size
-        return self.large + (place - SMALL) * chunk, min(extent, PLACES - place) * chunk
+        return self.large + (place - SMALL) * chunk, min(extent, LARGE - place) * chunk
 
     def act(self, step: Step) -> str:
         """Carry out one step; what it answers, in words that do not depend on NumPy's types."""
@@ -206,6 +214,17 @@ class Life:
 
     def _anon(self, start: int, length: int, choice: int) -> object:
         return self._map(start, length, MAP_PRIVATE if choice % 4 else MAP_SHARED)
+
+    def _hugetlb(self, start: int, length: int, choice: int) -> object:
+        """Sizes that this page size does not offer are refused, which is an answer too."""
+        huge = HUGETLB[choice % len(HUGETLB)]
+        if start >= self.huge and huge <= RUN * self.size:
+            start &= ~(huge - 1)
+        else:
+            start = self.huge
+        kind = MAP_SHARED if choice % 5 == 0 else MAP_PRIVATE
+        flags = kind | MAP_HUGETLB | (huge.bit_length() - 1) << MAP_HUGE_SHIFT
+        return self._map(start, max(length, huge) & ~(huge - 1), flags)
 
     def _shared(self, start: int, length: int, choice: int) -> object:
         return self._map(start, min(length, 8 * self.size), MAP_SHARED, self.object, choice % 4)

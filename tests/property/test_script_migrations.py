@@ -23,6 +23,12 @@ from tests.property.scripts import (
 )
 
 FOLIOS = {4096: "64kB", 16384: "64kB", 65536: "256kB"}
+ENCODINGS: list[dict[str, Any]] = [
+    {"kind": "raw"},
+    {"kind": "delta", "cache": "64KiB"},  # few pages are remembered, and driven out
+    {"kind": "delta", "codec": "lz4"},
+    {"kind": "auto"},
+]
 MACHINES = [(4096, True), (16384, False), (65536, True)]
 
 
@@ -55,14 +61,15 @@ def test_a_migrated_task_is_equal_or_its_loss_is_known(
     page_size: int, dbm: bool, folios: str
 ) -> None:
     @settings(max_examples=max(1, settings().max_examples // 10))
-    @given(script(any_operation()), st.integers(0, 2**32))
-    def holds(lines: str, seed: int) -> None:
+    @given(script(any_operation()), st.integers(0, 2**32), st.sampled_from(ENCODINGS))
+    def holds(lines: str, seed: int, encoding: dict[str, Any]) -> None:
         result = migrate(
             page_size,
             dbm,
             lines,
             SETUP,
             seed=seed,
+            encoding=encoding,
             thp={"hugepages": {FOLIOS[page_size]: folios}},
         )
         if result.error is not None:  # the port's forced write into a contiguous block

@@ -634,3 +634,50 @@ def test_frames_of_files_that_do_not_fit_are_refused(
     assert "is for file 9, unknown here" in refusal(incoming, file_pages(sender, 1, object_id=9))
     sender.sequence -= 1
     assert "has no page 8" in refusal(incoming, file_pages(sender, 8))
+
+
+# -- shared anonymous memory
+
+
+def shared_begin(sender: Sender, *live: int, told: bool = True) -> Frame:
+    """A round's begin with eight pages of shared memory, mapped twice."""
+    frame = sender.begin()
+    frame.begin.shared.add(
+        id=9, pages=8, live_start=list(live), live_pages=[1] * len(live), live_told=told
+    )
+    for start in (page(100), page(200)):
+        frame.begin.processes[0].vmas.add(
+            start=start,
+            end=start + 8 * PAGE,
+            prot=RW,
+            flags=MAP_SHARED | MAP_ANONYMOUS,
+            shared_id=9,
+        )
+    return frame
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_shared_memory_that_was_given_back_is_a_hole_if_the_source_says_so(
+    sender: Sender, incoming: IncomingTask, told: bool
+) -> None:
+    incoming.apply(shared_begin(sender, 2, 5).SerializeToString())
+    pages = sender.frame(
+        pid=1, run_start=[page(102), page(105)], run_pages=[1, 1], pages=b"\1" * (2 * PAGE)
+    )
+    pages.checksum = checksum(pages)
+    for frame in (pages, sender.end(2)):
+        incoming.apply(frame.SerializeToString())
+    mm = incoming.task.processes[1]
+    assert mm.peek(page(202), 1) == mm.peek(page(205), 1) == b"\1"
+    incoming.apply(shared_begin(sender, *([5] if told else []), told=told).SerializeToString())
+    assert mm.peek(page(202), 1) == mm.peek(page(102), 1) == (b"\0" if told else b"\1")
+    assert mm.peek(page(205), 1) == b"\1"
+
+
+def test_shared_memory_with_more_live_pages_than_it_has_is_refused(
+    sender: Sender, incoming: IncomingTask
+) -> None:
+    incoming.apply(shared_begin(sender, 1).SerializeToString())
+    odd = shared_begin(sender, 1)
+    odd.begin.shared[0].live_pages[0] = 2**63
+    assert "object 9 of 8 pages has more live ones" in refusal(incoming, odd)

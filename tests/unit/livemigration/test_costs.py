@@ -13,7 +13,7 @@ from predump.overrides import parse_override
 from predump.scenario import ScenarioError, load_scenario
 
 FORMS = 'write a whole number of nanoseconds or a time like "100us", "300ms" or "1.5s"'
-KEYS = list(CostSpec.model_fields)
+KEYS = [key for key in CostSpec.model_fields if key != "machine"]
 
 
 def test_costs_add_up_in_whole_nanoseconds() -> None:
@@ -26,6 +26,9 @@ def test_costs_add_up_in_whole_nanoseconds() -> None:
         restore=100,
         restore_vma=20,
         restore_kib=9,
+        restore_page=2,
+        round=50,
+        round_page=4,
     )
     assert costs.freeze_ns(4) == 1040
     assert costs.scan_ns(1000) == 3000
@@ -33,6 +36,9 @@ def test_costs_add_up_in_whole_nanoseconds() -> None:
     assert costs.copy_ns(4096) == 28
     assert costs.copy_ns(1000) == 6  # rounded down, never a float
     assert costs.restore_ns(3, 2048) == 100 + 60 + 18
+    assert costs.restore_ns(3, 2048, pages=7) == 100 + 60 + 18 + 14
+    assert costs.round_ns(0) == 50
+    assert costs.round_ns(10) == 90
 
 
 def test_a_gigabyte_of_pages_does_not_lose_precision() -> None:

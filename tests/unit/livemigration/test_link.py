@@ -70,3 +70,44 @@ def test_the_virtual_clock_lets_the_task_run_along() -> None:
     assert (clock.now_ns, ran) == (12, [5, 7])
     with pytest.raises(ValueError, match="backwards"):
         clock.spend(-1)
+
+
+@given(st.integers(0, 10**9), st.integers(0, 5000), st.integers(0, 10**11))
+def test_the_two_ends_may_be_slower_than_the_network(size: int, kib: int, bandwidth: int) -> None:
+    network = Link(bandwidth, 0).transmit_ns(size)
+    ends = Link(0, 0, kib).transmit_ns(size)
+    assert (ends - 1) * 1024 < size * kib <= ends * 1024
+    assert Link(bandwidth, 0, kib).transmit_ns(size) == max(network, ends)
+
+
+def test_an_idle_link_is_not_faster_afterwards() -> None:
+    clock = _Time()
+    bucket = TokenBucket(1000, 500, now=clock)
+    bucket.start()
+    bucket.take(100)
+    assert bucket.delay() == pytest.approx(0.1)
+    clock.now += 10
+    assert bucket.delay() == 0
+    bucket.start()
+    bucket.take(100)
+    assert bucket.delay() == pytest.approx(0.1)
+    bucket.start()  # a debt stays one
+    assert bucket.delay() == pytest.approx(0.1)
+
+
+class _Passing(_Time):
+    """Time goes on with every look."""
+
+    def __call__(self) -> float:
+        self.now += 0.0004
+        return self.now
+
+
+async def test_what_was_sent_is_through_when_the_bucket_is_drained() -> None:
+    clock = _Passing()
+    bucket = TokenBucket(1e9, 1, now=clock)
+    bucket.take(10**6)  # a millisecond's worth
+    sent = clock.now
+    await bucket.drain()
+    assert clock.now >= sent + 0.001
+    assert bucket.delay() == 0

@@ -89,6 +89,7 @@ def test_a_task_is_the_same_after_a_trip_over_the_wire(task: dict[str, Any]) -> 
         {},
         {"policy": {"kind": "fixed", "rounds": 0}, "clock": "wall", "run_after": "0s"},
         {"policy": {"kind": "downtime-limit", "downtime_limit": "50ms", "max_rounds": 999}},
+        {"encoding": {"kind": "auto", "cache": "1GiB", "level": 3}},
         {"link": {"bandwidth": "unlimited", "latency": "0s"}, "verify": {"mode": "bytes"}},
         {"costs": {"write_fault": "2us"}},
     ],
@@ -161,8 +162,30 @@ def test_hunks_may_be_one_text_with_commas() -> None:
             'kernel: profile "6.1" has no userfaultfd WP_ASYNC, which tracker "uffd-wp" needs; '
             'write "6.12" or "seed"',
         ),
-        ({"tracker": "host"}, 'tracker: \'host\' comes later; use "soft-dirty" or "uffd-wp" now'),
-        ({"tracker": "ebpf"}, "tracker: 'ebpf' is not allowed; allowed: 'soft-dirty' or 'uffd-wp'"),
+        (
+            {"tracker": "ebpf"},
+            "tracker: 'ebpf' is not allowed; allowed: 'soft-dirty', 'uffd-wp' or 'host'",
+        ),
+        (
+            {"tracker": "host", "workload": {"kind": "fork-cow"}},
+            'workload: kind "fork-cow" does more than write, which tracker "host" cannot; '
+            "write one of uniform, zipf, hotspot, sequential, phased, idle, or another tracker",
+        ),
+        (
+            {"tracker": "host", "hunks": {"off": ["pte_modify"]}},
+            'hunks: off: tracker "host" asks a real kernel, which has no hunks to leave out; '
+            'write tracker = "soft-dirty" for the model',
+        ),
+        (
+            {"tracker": "host", "source": {"images": "dump"}},
+            'source: images: tracker "host" starts from memory that the workload writes; leave '
+            'images out, or write tracker = "soft-dirty" or "uffd-wp"',
+        ),
+        (
+            {"host": {"method": "ebpf"}},
+            "host.method: 'ebpf' is not allowed; allowed: 'auto', 'wp-async' or 'soft-dirty'",
+        ),
+        ({"host": {"forget": -1}}, "host.forget: must be at least 0, not -1"),
         (
             {"kernel": {"profile": "6.2"}},
             "kernel.profile: '6.2' is not allowed; allowed: '6.1', '6.12' or 'seed'",
@@ -303,6 +326,26 @@ def test_a_missing_workload_is_named() -> None:
         (
             {"verify": {"mode": "no"}},
             "verify.mode: 'no' is not allowed; allowed: 'digest' or 'bytes'",
+        ),
+        (
+            {"encoding": {"kind": "gzip"}},
+            "encoding: unknown kind 'gzip'; known: auto, delta, lz4, raw, zstd",
+        ),
+        (
+            {"encoding": {"kind": "zstd", "level": 20}},
+            "encoding.level: must be at most 19, not 20",
+        ),
+        (
+            {"encoding": {"kind": "zstd", "cache": "64MiB"}},
+            "encoding.cache: unknown key 'cache'; known: kind, level",
+        ),
+        (
+            {"encoding": {"kind": "delta", "cache": "4KiB"}},
+            "encoding.cache: must be at least 65536, not 4096",
+        ),
+        (
+            {"encoding": {"kind": "delta", "codec": "rle"}},
+            "encoding.codec: 'rle' is not allowed; allowed: 'run-length', 'zstd' or 'lz4'",
         ),
         ({"costs": {"freze": 1}}, "costs.freze: unknown key 'freze'; did you mean 'freeze'?"),
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from livemigration.theory import constant_rate, distinct_pages, random_writes, ratios
+from livemigration.theory import Overhead, constant_rate, distinct_pages, random_writes, ratios
 
 
 def test_a_constant_rate_gives_a_geometric_series() -> None:
@@ -16,6 +16,13 @@ def test_a_constant_rate_gives_a_geometric_series() -> None:
     r = 0.5
     assert model.total_s == pytest.approx(10 * (1 - r**5) / (1 - r))
     assert ratios(model) == (r, r, r, r)
+
+
+def test_overhead_adds_time_to_rounds_and_pages_only_while_the_task_runs() -> None:
+    model = constant_rate(1000.0, 50.0, 100.0, 1, Overhead(running_s=1.0, frozen_s=0.5))
+    # 10 s of sending and 1 s more dirty 550 bytes; 5.5 s and 1 s more dirty 325.
+    assert model.round_bytes == (1000.0, 550.0, 325.0)
+    assert model.round_s == (11.5, 7.0, 3.75)
 
 
 def test_no_round_sends_more_than_the_memory() -> None:

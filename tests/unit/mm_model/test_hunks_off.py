@@ -58,6 +58,18 @@ def write_swap_and_read(machine: Machine) -> Region:
     return region
 
 
+def swap_unwritten(machine: Machine) -> Region:
+    region = tracked_region(machine, 4)
+    region.mm.madvise(region.start, region.length, MADV_PAGEOUT)
+    return region
+
+
+def write_swap_and_fork(machine: Machine) -> Region:
+    region = write_and_swap(machine)
+    region.mm.fork()
+    return region
+
+
 def move(machine: Machine) -> Region:
     region = tracked_region(machine, 4)
     part = Region(region.mm, region.at(1), 2)
@@ -104,6 +116,8 @@ CASES: list[tuple[str, Story, str, str]] = [
     ("pte_mksoft_dirty", move, ".ss.", "...."),
     ("pte_mksoft_dirty", write_swap_and_read, ".ss.", "...."),
     ("pte_mksoft_dirty", write_and_swap, ".ss.", ".ss."),  # still in the swap entry
+    ("swap-bit-exclusive", swap_unwritten, "....", "ssss"),
+    ("swap-bit-exclusive", write_swap_and_fork, ".ss.", "...."),
     ("pte_clear_soft_dirty", clear_only, "....", "ssss"),
     ("pte_swp_mksoft_dirty", write_and_swap, ".ss.", "...."),
     ("pte_swp_mksoft_dirty", write_swap_and_read, ".ss.", "...."),

@@ -110,6 +110,16 @@ def test_page_that_ksm_cannot_find_again_ends_every_search_in_6_1() -> None:
         assert player.show("self", 0, descriptors=False).fields["soft_dirty"] == soft_dirty
 
 
+def test_pages_that_may_not_be_accessed_stay_merged_in_6_1() -> None:
+    """Page 1 becomes a copy, which a write fault makes in 6.1, and nobody looks for page 0."""
+    text = """map 0 anon-private 2; ksm 0 0 2; fill 0 0 1 0; fill 0 1 1 0; ksm 0 0 1; clear
+        mprotect 0 0 1 none; unmerge"""
+    for kernel, soft_dirty in {"6.1": "01", "6.12": "00"}.items():
+        results, player = run(kernel, text)
+        assert results == [0] * 8
+        assert player.show("self", 0, descriptors=False).fields["soft_dirty"] == soft_dirty
+
+
 @pytest.mark.parametrize("kernel", ["6.1", "6.12"])
 def test_ksm_merges_pages_it_saw_before_ahead_of_new_ones(kernel: str) -> None:
     """Pages 3 and 4 have the checksum of the last scan: they merge before page 2 is looked for."""

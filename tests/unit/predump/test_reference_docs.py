@@ -7,21 +7,36 @@ from pydantic import BaseModel
 
 from livemigration.costs import CostSpec
 from livemigration.spec import (
+    AutoEncodingSpec,
     CpuSpec,
+    DeltaEncodingSpec,
     DowntimeLimitPolicySpec,
     FixedPolicySpec,
+    HostSpec,
     HunksSpec,
     HybridPolicySpec,
     KernelSpec,
     LinkSpec,
     PostCopyPolicySpec,
+    RecordSpec,
     SourceSpec,
     TelemetrySpec,
     ThpSpec,
     ThresholdPolicySpec,
     VerifySpec,
 )
-from predump.result import Downtime, Mismatch, PageRange, PostCopy, Result, RoundResult
+from predump.result import (
+    DeltaCache,
+    Downtime,
+    EncodingResult,
+    Mismatch,
+    PageMap,
+    PageRange,
+    PostCopy,
+    ProcessPages,
+    Result,
+    RoundResult,
+)
 from predump.scenario import SCENARIO_KEYS, MigrationSection
 
 ROOT = Path(__file__).parents[3]
@@ -33,10 +48,12 @@ TABLES: dict[str, type[BaseModel]] = {
     "kernel": KernelSpec,
     "hunks": HunksSpec,
     "thp": ThpSpec,
+    "host": HostSpec,
     "source": SourceSpec,
     "link": LinkSpec,
     "verify": VerifySpec,
     "migration": MigrationSection,
+    "record": RecordSpec,
     "telemetry": TelemetrySpec,
     "costs": CostSpec,
 }
@@ -77,10 +94,25 @@ def test_the_hybrid_policy_adds_to_what_post_copy_has() -> None:
         assert f"`{key}` = {shown!r}".replace("'", '"') in row
 
 
-@pytest.mark.parametrize("model", [Result, RoundResult, Downtime, Mismatch, PostCopy, PageRange])
+@pytest.mark.parametrize(
+    "model",
+    [
+        *(Result, RoundResult, Downtime, Mismatch, EncodingResult, DeltaCache),
+        *(PageMap, ProcessPages, PostCopy, PageRange),
+    ],
+)
 def test_every_field_of_a_result_is_explained(model: type[BaseModel]) -> None:
     names = [field.alias or name for name, field in model.model_fields.items()]
     assert [name for name in names if f"`{name}`" not in RESULTS] == []
+
+
+@pytest.mark.parametrize("model", [DeltaEncodingSpec, AutoEncodingSpec])
+def test_every_key_of_an_encoding_is_explained(model: type[BaseModel]) -> None:
+    kind = model.model_fields["kind"].default
+    row = next(line for line in SCENARIOS.splitlines() if line.startswith(f'| `"{kind}"` |'))
+    assert [
+        key for key in model.model_fields if key != "kind" and f"encoding.{key}" not in row
+    ] == []
 
 
 def test_every_ready_scenario_is_in_the_list() -> None:

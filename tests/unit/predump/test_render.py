@@ -144,3 +144,22 @@ def test_text_from_outside_is_not_markup() -> None:
 def test_first_addresses_go_page_by_page() -> None:
     result = lossy_result(mismatches=(MISMATCH, {**MISMATCH, "start": "0x200000000000"}))
     assert first_addresses(result, 3) == ["0x100000fe000", "0x100000ff000", "0x200000000000"]
+
+
+def test_encodings_are_told_in_two_lines_unless_all_is_raw() -> None:
+    assert "encoding" not in shown(result_of())
+    text = shown(
+        result_of(
+            encoding={"kind": "auto"},
+            encodings=(
+                {"encoding": "raw", "pages": 20, "bytes": 81_920},
+                {"encoding": "delta", "pages": 1200, "bytes": 2048},
+            ),
+            encode_s=0.0125,
+            delta_cache={"hits": 1203, "misses": 17, "overflows": 3},
+        )
+    )
+    lines = " ".join(text.split())
+    assert "encoding auto: raw 20 pages in 80.0 KiB, delta 1,200 pages in 2.0 KiB; " in lines
+    assert "259.1 MiB of content, 12.5 ms to encode" in lines
+    assert "1,203 remembered, 17 not; 3 changed too much for a delta" in lines

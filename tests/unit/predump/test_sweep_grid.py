@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from predump.overrides import Override, parse_override
+from predump.sweep.comparisons import comparisons, load_comparison
 from predump.sweep.grid import Grid, GridError, grid_from_mapping, load_grid
 
+ROOT = Path(__file__).parents[3]
 
-def grid(axes: dict[str, Any], **keys: Any) -> Grid:
+
+def grid(axes: dict[str, Any], overrides: Sequence[Override] = (), **keys: Any) -> Grid:
     base = {"memory": "1MiB", "workload": {"kind": "uniform", "rate": "10 pages/s"}}
-    return grid_from_mapping(
-        {"schema": "predump.sweep/1", "base": base, "axes": axes, **keys}, origin="g.toml"
-    )
+    data = {"schema": "predump.sweep/1", "base": base, "axes": axes, **keys}
+    return grid_from_mapping(data, origin="g.toml", overrides=overrides)
 
 
 def test_every_combination_in_order_the_last_axis_fastest() -> None:
@@ -127,3 +131,65 @@ def test_a_file_that_is_no_grid(tmp_path: Path, content: bytes | None, says: str
         file.write_bytes(content)
     with pytest.raises(GridError, match=says):
         load_grid(file)
+
+
+def test_keys_of_the_scenario_are_replaced_in_every_point() -> None:
+    overrides = [parse_override("memory=8MiB"), parse_override("policy.kind=xen")]
+    points = list(grid({"seed": [1, 2]}, overrides).points())
+    assert [(p.scenario.task.seed, p.scenario.task.memory) for p in points] == [
+        (1, 8 << 20),
+        (2, 8 << 20),
+    ]
+    assert {p.scenario.migration.policy.kind for p in points} == {"xen"}
+
+
+@pytest.mark.parametrize("key", ["policy.rounds=3", "policy.kind=xen"])
+def test_what_a_grid_varies_cannot_be_replaced(key: str) -> None:
+    axes = {"policy": [{"kind": "fixed", "rounds": 1}, {"kind": "stop-and-copy"}]}
+    with pytest.raises(GridError, match=rf"--set {key}: g\.toml varies policy itself"):
+        grid(axes, [parse_override(key)])
+
+
+@pytest.mark.parametrize("name", sorted(comparisons()))
+def test_every_ready_comparison_loads_says_what_it_shows_and_is_documented(name: str) -> None:
+    made = load_comparison(name)
+    assert made.name == name
+    assert 9 <= len(made) <= 200
+    assert len(comparisons()[name].split()) > 5
+    assert f"`{name}`" in (ROOT / "docs" / "sweeps.md").read_text("utf-8")
+    largest = max(point.scenario.task.memory for point in made.points())
+    assert largest <= 1 << 30
+
+
+def test_the_comparisons_of_guestperf_are_there() -> None:
+    """Start by iteration, bandwidth from 100 Mbit/s to 100 Gbit/s, throttle steps."""
+    bandwidths = {
+        point.scenario.migration.link.bandwidth_bps
+        for point in load_comparison("bandwidth").points()
+    }
+    assert (min(bandwidths), max(bandwidths)) == (10**8, 10**11)
+    steps = {
+        point.scenario.migration.policy.throttle_increment
+        for point in load_comparison("throttle-steps").points()
+    }
+    assert steps == {5, 10, 20}
+    starts = {
+        getattr(point.scenario.migration.policy, "rounds", None)
+        for point in load_comparison("pause-iters").points()
+    }
+    assert starts == {None, 0, 1, 5, 20}
+
+
+def test_a_comparison_that_there_is_not_is_told_with_the_nearest_name() -> None:
+    with pytest.raises(GridError, match="unknown comparison 'pause-iter'; did you mean 'pause-it"):
+        load_comparison("pause-iter")
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[3] / "scenarios/sweeps").glob("*.toml")), ids=str
+)
+def test_the_ready_grids_have_points_that_can_run(path: Path) -> None:
+    ready = load_grid(path)
+    points = list(ready.points())
+    assert ready.name == path.stem
+    assert len({point.key for point in points}) == len(points) > 1
