@@ -13,9 +13,10 @@ import sys
 import time
 from typing import Any
 
+from dest_node.warmup import warm_up as warm_destination
 from predump.inprocess import migrate_in_process
 from predump.scenario import scenario_from_mapping
-from source_node.warmup import warm_up
+from source_node.warmup import warm_up as warm_source
 
 KINDS = ("zipf", "uniform", "hotspot", "sequential", "append-heap", "fork-cow", "swap-pressure")
 
@@ -45,12 +46,15 @@ def main() -> int:
         scenario("zipf", "bytes", dbm=False),
         scenario("zipf", "digest", encoding={"kind": "auto"}),
         scenario("zipf", "digest", encoding={"kind": "delta", "codec": "lz4"}),
+        scenario("zipf", "digest", policy={"kind": "post-copy"}),
+        scenario("zipf", "bytes", policy={"kind": "hybrid", "prefetch": "sequential"}),
     ):
         result = asyncio.run(migrate_in_process(scenario_from_mapping(data)))
         if result.exit_code:
             print(f"{result.name}: not verified: {result.error}", file=sys.stderr)
             return 1
-    warm_up()
+    warm_source()
+    warm_destination()
     print(f"compiled in {time.monotonic() - start:.1f} s")
     return 0
 

@@ -106,6 +106,7 @@ class Round:
             "bytes_wire": self.bytes_wire,
             "duration_s": self.duration_ns / NS,
             "reason": self.reason,
+            "page_map": None if self.page_map is None else _page_map(self.page_map),
             "encodings": [
                 {"encoding": encoding_name(e.encoding), "pages": e.pages, "bytes": e.bytes}
                 for e in self.tally.to_proto()
@@ -117,6 +118,20 @@ class Round:
                 "overflows": self.tally.delta_overflows,
             },
         }
+
+
+def _page_map(there: common_pb2.PageMap) -> dict[str, object]:
+    return {
+        "bin_bytes": there.bin_bytes,
+        "processes": [
+            {
+                "pid": process.pid,
+                "start": [f"{address:#x}" for address in process.start],
+                "pages": list(process.pages),
+            }
+            for process in there.processes
+        ],
+    }
 
 
 @dataclass(slots=True)

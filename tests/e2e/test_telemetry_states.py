@@ -48,6 +48,7 @@ class Heard:
     states: list[str] = field(default_factory=list)
     fields: set[str] = field(default_factory=set)
     events: list[str] = field(default_factory=list)
+    rounds: list[Mapping[str, object]] = field(default_factory=list)
 
     def state(self, migration_id: str, **fields: object) -> None:
         self.fields |= fields.keys()
@@ -55,7 +56,7 @@ class Heard:
             self.states.append(str(fields["state"]))
 
     def round(self, migration_id: str, record: Mapping[str, object]) -> None:
-        """A round; its fields are those of a result, which has tests of its own."""
+        self.rounds.append(record)
 
     def event(self, migration_id: str, kind: str, **fields: object) -> None:
         self.events.append(kind)
@@ -152,6 +153,16 @@ async def test_the_documented_states_are_those_that_are_published(
     assert set(there.source.events) == set(there.source.states)
     missing = {name for name in there.source.fields | there.dest.fields if f"`{name}`" not in DOC}
     assert missing == set()
+
+
+@pytest.mark.parametrize("sets", [(), ("record.pages=true", "encoding.kind=auto")])
+async def test_rounds_are_published_as_the_result_has_them(
+    monkeypatch: pytest.MonkeyPatch, sets: tuple[str, ...]
+) -> None:
+    async with nodes(monkeypatch) as there:
+        result = await run_scenario(scenario(*sets), hosts=there.hosts)
+    assert len(result.rounds) > 1
+    assert there.source.rounds == result.model_dump(mode="json")["rounds"]
 
 
 async def test_a_migration_ends_in_an_end_at_both_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
