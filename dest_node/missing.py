@@ -232,6 +232,8 @@ class MissingPages:
         """
         if frame.pid not in self._source:
             raise DamagedFrame(f"pages of process {frame.pid}, which has none to come")
+        if frame.encodings.size:
+            raise DamagedFrame("pages that come after the hand-over come as they are, not encoded")
         base = int(self.borders[self._pids.index(frame.pid)])
         came = [_NO_INDICES]
         for starts, pages, content in (

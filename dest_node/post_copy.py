@@ -174,7 +174,7 @@ class VirtualRun(_Run):
     ) -> None:
         """See `_Run`."""
         super().__init__(execution, missing, plan, channel, when_whole)
-        self._link = Link(plan.bandwidth_bps, plan.latency_ns)
+        self._link = Link(plan.bandwidth_bps, plan.latency_ns, plan.stream_kib_ns)
         self._began = execution.workload_ns
         self._offset = -execution.workload_ns  # from the task's own time to the clock's
         self._free = plan.latency_ns  # when the source's line is: it hears of the commit first

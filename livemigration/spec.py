@@ -47,6 +47,7 @@ LARGEST_SEED = 2**53 - 1
 """Struct carries numbers as doubles; larger seeds would change on their way to the other host."""
 MOST_ROUNDS = 999
 LEAST_PATIENCE_NS = 100_000_000
+LARGEST_BATCH = 2**20
 _WORKLOAD_LIMITS = {
     "write_size": "page_size",
     "working_set": "memory",
@@ -347,10 +348,11 @@ class LazySpec(Spec):
         "page, or what lies around the last faults",
     )
     batch: Size = Field(
-        default=128 * 2**10,
-        ge=4096,
-        le=2**20,
-        description="page bytes fetched at once, unasked by the task (one page at least)",
+        default=0,
+        ge=0,
+        le=LARGEST_BATCH,
+        description="page bytes fetched at once, unasked by the task (one page at least), which a "
+        "fault may have to wait for; 0: what the link carries in a millisecond",
     )
     pivots: int = Field(
         default=7, ge=1, le=64, description="around-faults: so many faults are fetched around"
@@ -365,6 +367,13 @@ class LazySpec(Spec):
     def lost_after_ns(self) -> int:
         """The patience in nanoseconds."""
         return parse_time_ns(self.lost_after)
+
+    def batch_bytes(self, bandwidth_bps: int) -> int:
+        """Page bytes of a batch on a link of so many bit/s (0: unlimited)."""
+        if self.batch:
+            return self.batch
+        carried = bandwidth_bps // 8 // 1000
+        return min(carried, LARGEST_BATCH) if bandwidth_bps else LARGEST_BATCH
 
 
 class PostCopyPolicySpec(LazySpec):

@@ -39,7 +39,7 @@ def make_plan(spec: MigrationSpec) -> common_pb2.PostCopyPlan:
     lazy, costs = lazy_of(spec.policy), spec.costs
     return common_pb2.PostCopyPlan(
         prefetch=lazy.prefetch,
-        batch_bytes=lazy.batch,
+        batch_bytes=lazy.batch_bytes(spec.link.bandwidth_bps),
         pivots=lazy.pivots,
         lost_after_ns=lazy.lost_after_ns,
         bandwidth_bps=spec.link.bandwidth_bps,
@@ -47,6 +47,7 @@ def make_plan(spec: MigrationSpec) -> common_pb2.PostCopyPlan:
         copy_kib_ns=costs.copy_kib,
         fault_ns=costs.remote_fault,
         place_kib_ns=costs.place_kib,
+        stream_kib_ns=costs.stream_kib,
         read_back=spec.verify.mode == "bytes",
     )
 

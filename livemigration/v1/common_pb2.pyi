@@ -357,6 +357,7 @@ class PostCopyPlan(_message.Message):
     FAULT_NS_FIELD_NUMBER: _builtins.int
     PLACE_KIB_NS_FIELD_NUMBER: _builtins.int
     READ_BACK_FIELD_NUMBER: _builtins.int
+    STREAM_KIB_NS_FIELD_NUMBER: _builtins.int
     prefetch: _builtins.str
     """none, sequential, around-faults"""
     batch_bytes: _builtins.int
@@ -375,6 +376,7 @@ class PostCopyPlan(_message.Message):
     place_kib_ns: _builtins.int
     read_back: _builtins.bool
     """the source compares the bytes as well"""
+    stream_kib_ns: _builtins.int
     def __init__(
         self,
         *,
@@ -388,10 +390,11 @@ class PostCopyPlan(_message.Message):
         fault_ns: _builtins.int = ...,
         place_kib_ns: _builtins.int = ...,
         read_back: _builtins.bool = ...,
+        stream_kib_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_bps", b"bandwidth_bps", "batch_bytes", b"batch_bytes", "copy_kib_ns", b"copy_kib_ns", "fault_ns", b"fault_ns", "latency_ns", b"latency_ns", "lost_after_ns", b"lost_after_ns", "pivots", b"pivots", "place_kib_ns", b"place_kib_ns", "prefetch", b"prefetch", "read_back", b"read_back"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_bps", b"bandwidth_bps", "batch_bytes", b"batch_bytes", "copy_kib_ns", b"copy_kib_ns", "fault_ns", b"fault_ns", "latency_ns", b"latency_ns", "lost_after_ns", b"lost_after_ns", "pivots", b"pivots", "place_kib_ns", b"place_kib_ns", "prefetch", b"prefetch", "read_back", b"read_back", "stream_kib_ns", b"stream_kib_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -15,6 +15,7 @@ from livemigration.spec import (
     HunksSpec,
     LinkSpec,
     MigrationSpec,
+    PostCopyPolicySpec,
     TaskSpec,
     TelemetrySpec,
     ThresholdPolicySpec,
@@ -399,7 +400,6 @@ def test_folios_as_large_as_a_contiguous_block_have_a_name(page_size: int, kilob
     ("key", "value", "line"),
     [
         ("lost_after", "0s", "'0s' does not tell a lost host from a busy one"),
-        ("batch", 1024, "must be at least 4096"),
         ("batch", "2MiB", "must be at most 1048576"),
         ("pivots", 0, "must be at least 1"),
     ],
@@ -407,3 +407,15 @@ def test_folios_as_large_as_a_contiguous_block_have_a_name(page_size: int, kilob
 def test_lazy_pages_that_could_not_come_are_refused(key: str, value: object, line: str) -> None:
     with pytest.raises(SpecError, match=f"^policy.{key}: .*{line}"):
         MigrationSpec.from_struct({"policy": {"kind": "post-copy", key: value}})
+
+
+@pytest.mark.parametrize(
+    ("batch", "bandwidth", "size"),
+    [("64KiB", 10**9, 65536), (0, 10**9, 125_000), (0, 10**11, 2**20), (0, 0, 2**20), (0, 8000, 1)],
+)
+def test_a_batch_of_pages_is_what_the_link_carries_in_a_millisecond(
+    batch: object, bandwidth: int, size: int
+) -> None:
+    migration = MigrationSpec.from_struct({"policy": {"kind": "post-copy", "batch": batch}})
+    assert isinstance(migration.policy, PostCopyPolicySpec)
+    assert migration.policy.batch_bytes(bandwidth) == size
