@@ -31,6 +31,15 @@ Machine = Annotated[
     typer.Option(metavar="NAME|FILE", help="Machine with the costs; default: calibrate first."),
 ]
 Repeats = Annotated[int, typer.Option(min=1, help="Measured runs of each case.")]
+Calm = Annotated[
+    int,
+    typer.Option(
+        metavar="PERCENT",
+        min=1,
+        max=100,
+        help="Measure only while processors are waited for less of the time; 100: always.",
+    ),
+]
 Outputs = Annotated[
     list[Path] | None,
     typer.Option(
@@ -59,6 +68,7 @@ def accuracy_command(
     bandwidths: Bandwidths = "500Mbit/s,1Gbit/s,2Gbit/s",
     machine: Machine = "",
     repeats: Repeats = 1,
+    calm: Calm = 100,
     outputs: Outputs = None,
     debug: Debug = False,
 ) -> None:
@@ -66,7 +76,7 @@ def accuracy_command(
     with explained_errors(_explained, debug=debug):
         from predump.accuracy.cases import Grid, make_cases
         from predump.accuracy.compare import summarize
-        from predump.accuracy.measure import measure
+        from predump.accuracy.measure import Manner, measure
         from predump.accuracy.report import to_json, to_markdown
         from predump.runner import RunError
 
@@ -80,7 +90,7 @@ def accuracy_command(
         )
         costs = _machine(machine, lambda line: console.print(line, style="dim"))
         cases = make_cases(grid, costs)
-        found = asyncio.run(measure(cases, repeats, console.print))
+        found = asyncio.run(measure(cases, Manner(repeats, calm / 100), console.print))
         if not found.pairs:
             raise RunError(f"every case failed: {found.failed[0][1]}")
         for path in targets:

@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 
 from livemigration.machine_file import load_machine
+from predump.accuracy import measure as measuring
 from predump.accuracy.cases import Case, Grid, make_cases
 from predump.accuracy.compare import Pair, summarize
 from predump.accuracy.measure import Found
 from predump.accuracy.report import to_markdown
 from predump.result import Result
+from predump.runner import Hosts, RunError
 from predump.scenario import ScenarioError
 from tests.unit.predump.make_result import DOWNTIME, FINAL, ROUND, lossy_result, result_of
 
@@ -117,3 +119,50 @@ def test_the_tables_have_every_case_with_both_figures() -> None:
     assert "| 100 / 100 | 50 / 40 | 30 / - |" in text
     columns = {line.count("|") for line in text.splitlines() if line.startswith("| 8MiB")}
     assert columns <= {line.count("|") for line in text.splitlines() if line.startswith("| mem")}
+
+
+class Host:
+    """A host on which migrations take and wait as told, one after the other."""
+
+    def __init__(self, *outcomes: tuple[Result | RunError, float | None]) -> None:
+        self.outcomes = list(outcomes)
+        self.looked = 0
+
+    async def run(self, *_: object) -> tuple[Result | RunError, float | None]:
+        return self.outcomes.pop(0)
+
+    async def calm(self, _: float) -> None:
+        self.looked += 1
+
+
+async def in_peace(
+    host: Host, monkeypatch: pytest.MonkeyPatch, calm: float
+) -> tuple[Result, float | None]:
+    monkeypatch.setattr(measuring, "_on_host", host.run)
+    monkeypatch.setattr(measuring, "_calm_moment", host.calm)
+    return await measuring._in_peace(case().measured, calm, Hosts("a:1", "b:1"))
+
+
+async def test_a_run_that_others_disturb_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    good = run(1.0, 1, 1)
+    host = Host((run(9.0, 1, 1), 0.9), (RunError("starved"), 0.8), (good, 0.4), (good, 0.1))
+    assert await in_peace(host, monkeypatch, 0.4) == (good, 0.4)
+    assert host.looked == 3
+
+
+async def test_without_a_limit_or_a_figure_the_first_run_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = run(9.0, 1, 1)
+    assert await in_peace(Host((first, 1.0)), monkeypatch, 1.0) == (first, 1.0)
+    assert await in_peace(Host((first, None)), monkeypatch, 0.1) == (first, None)
+
+
+async def test_what_fails_in_peace_has_failed_and_trying_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(RunError, match="lost"):
+        await in_peace(Host((RunError("lost"), 0.1)), monkeypatch, 0.4)
+    busy = Host(*[(run(9.0, 1, 1), 0.9)] * 20)
+    assert (await in_peace(busy, monkeypatch, 0.4))[1] == 0.9
+    assert busy.outcomes  # it did not try for ever
