@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,27 +48,37 @@ class Manner:
 async def measure(
     cases: Sequence[Case], manner: Manner, on_case: Callable[[str], None] = lambda line: None
 ) -> Found:
-    """Predicts and measures each case; both nodes are started once.
+    """Predicts and measures each case between the same two nodes.
 
-    A case that fails is told and the others go on. Raises `RunError` if the nodes do not start.
+    A case that fails is told, and the others go on between new nodes: the old ones may still have
+    its task. Raises `RunError` if nodes do not start.
     """
     most = max(case.measured.task.memory for case in cases)
-    found = Found()
-    async with LocalHosts(most) as local:
-        hosts = Hosts(local.source.address, local.dest.address)
-        # The first migration between two nodes is not like the others: it is not counted.
-        smallest = min(cases, key=lambda case: case.measured.task.memory)
-        await _on_host(smallest.measured, hosts)
-        for case in cases:
-            try:
-                pair = await _pair(case, manner, hosts)
-            except RunError as error:
-                found.failed.append((case, error.message))
-                on_case(f"{case}: failed: {error.message}")
-                continue
-            found.pairs.append(pair)
-            on_case(str(pair))
+    smallest = min(cases, key=lambda case: case.measured.task.memory)
+    found, left = Found(), deque(cases)
+    while left:
+        async with LocalHosts(most) as local:
+            hosts = Hosts(local.source.address, local.dest.address)
+            # The first migration between two nodes is not like the others: it is not counted.
+            await _on_host(smallest.measured, hosts)
+            while left and await _case(left.popleft(), manner, hosts, found, on_case):
+                pass
     return found
+
+
+async def _case(
+    case: Case, manner: Manner, hosts: Hosts, found: Found, on_case: Callable[[str], None]
+) -> bool:
+    """Measures one case and says how it went; False: it failed."""
+    try:
+        pair = await _pair(case, manner, hosts)
+    except RunError as error:
+        found.failed.append((case, error.message))
+        on_case(f"{case}: failed: {error.message}")
+        return False
+    found.pairs.append(pair)
+    on_case(str(pair))
+    return True
 
 
 async def _pair(case: Case, manner: Manner, hosts: Hosts) -> Pair:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Self
 
 import pytest
 
@@ -166,3 +168,34 @@ async def test_what_fails_in_peace_has_failed_and_trying_ends(
     busy = Host(*[(run(9.0, 1, 1), 0.9)] * 20)
     assert (await in_peace(busy, monkeypatch, 0.4))[1] == 0.9
     assert busy.outcomes  # it did not try for ever
+
+
+async def test_after_a_case_that_failed_the_others_are_measured_between_new_nodes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The old ones may still have the task that failed."""
+    started: list[int] = []
+    measured: list[int] = []
+
+    class Nodes:
+        def __init__(self, memory: int) -> None:
+            started.append(memory)
+            self.source = self.dest = SimpleNamespace(address=f"a:{len(started)}")
+
+        async def __aenter__(self) -> Self:
+            return self
+
+        async def __aexit__(self, *_: object) -> None: ...
+
+    async def one(_: object, __: object, hosts: Hosts) -> Pair:
+        measured.append(len(started))
+        if len(measured) == 2:
+            raise RunError("the destination is lost")
+        return pair(run(1.0, 1, 1), run(1.0, 1, 1))
+
+    monkeypatch.setattr(measuring, "LocalHosts", Nodes)
+    monkeypatch.setattr(measuring, "_on_host", Host(*[(run(1.0, 1, 1), None)] * 2).run)
+    monkeypatch.setattr(measuring, "_pair", one)
+    found = await measuring.measure([case()] * 4, measuring.Manner())
+    assert measured == [1, 1, 2, 2]
+    assert (len(found.pairs), len(found.failed)) == (3, 1)
