@@ -81,6 +81,8 @@ class IncomingTask:
     missing: MissingPages | None = None  # post-copy: the pages that come after the hand-over
     channel: PageChannel | None = None  # ... and who brings them
     post_copy: VirtualRun | WallRun | None = None  # ... once the task is this host's
+    came: common_pb2.PostCopyRecord | None = None  # ... how they did, if a process before saw it
+    when_kept: Callable[[], None] = lambda: None  # called when they are in the state directory
     _received: int = 0  # pages of the round so far
     _decoder: Decoder | None = None  # while pages come
     _shared: dict[int, int] = field(default_factory=dict)
@@ -137,6 +139,8 @@ class IncomingTask:
         incoming.execution = incoming._restore()
         incoming._decoder = None
         incoming.recovered = incoming.complete = incoming.round_over = True
+        if record.post_copy:
+            incoming.came = common_pb2.PostCopyRecord.FromString(record.post_copy)
         incoming.ownership.to(Ownership.COMMITTED)
         return incoming
 
@@ -398,15 +402,18 @@ class IncomingTask:
         if self.store is None:
             return
         assert self.execution is not None
+        assert self.post_copy is not None
         self.store.commit(
             replace(
                 self._record(),
                 begin=describe_task(self.execution, self.task).SerializeToString(),
                 memory_digest=digest_task(self.task).memory_digest,
+                post_copy=self.post_copy.record.SerializeToString(),
             )
         )
         machine = self.task.machine
         machine.replace_content(self.store.private_pages(machine.config.frames, machine.page_size))
+        self.when_kept()
 
     async def run_to(self, workload_ns: int) -> None:
         """The task runs until its own time is `workload_ns`; `WrongState` if it cannot go on."""

@@ -35,6 +35,7 @@ from livemigration.execution import Execution
 from livemigration.link import Link
 from livemigration.task import Task
 from livemigration.v1 import common_pb2
+from mm_model import MmError
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +96,12 @@ class _Run:
     def _place(self, frame: Frame, size: int, *, urgent: bool) -> None:
         """Puts a frame's pages in place; the caller holds the execution's lock."""
         missing, processes = self.missing, self.task.processes
-        came = missing.place(frame, processes)
+        try:
+            came = missing.place(frame, processes)
+        except MmError as error:
+            raise DamagedFrame(
+                f"frame {frame.sequence} does not fit the address space: {error.strerror}"
+            ) from error
         if self._plan.read_back:
             pages = missing.read_back(frame.pid, came, processes)
             if pages.run_start:

@@ -254,6 +254,13 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
         async with answering(context):
             incoming = self._find(_metadata(context, "migration-id"))
             incoming.ownership.require(Ownership.VERIFIED, Ownership.COMMITTED)
+            if incoming.came is not None:
+                # A process before this one had all pages, and died before the source heard of it.
+                await context.send_initial_metadata(())
+                await context.write(destination_node_pb2.PageRequest(over=incoming.came))
+                while await _read(context) is not None:
+                    pass
+                return
             channel = self._page_channel(incoming)
             await context.send_initial_metadata(())
             drill = _PageDrill(self._drill, partial(_read, context))
@@ -329,6 +336,7 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
             restored = time.monotonic_ns()
             assert incoming.execution is not None
             if incoming.post_copy is not None and self._watching is None:
+                incoming.when_kept = partial(self._drill.reach, "pages-kept")
                 self._watch(incoming.post_copy, self._page_channel(incoming))
             incoming.execution.thaw()
             resumed = time.monotonic_ns()
@@ -444,7 +452,9 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
             sequence=incoming.sequence,
             incarnation=self._incarnation,
             recovered=incoming.recovered,
-            post_copy=None if incoming.post_copy is None else incoming.post_copy.status(),
+            post_copy=(
+                incoming.came if incoming.post_copy is None else incoming.post_copy.status()
+            ),
         )
 
     def _status_of_lost(self) -> destination_node_pb2.MigrationStatus:

@@ -60,6 +60,7 @@ class CommitRecord:
     rows: dict[int, tuple[NDArray[np.uint64], NDArray[np.int64]]]  # pid -> addresses, file rows
     # of each of the task's files: page numbers, file rows
     files: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = field(default_factory=list)
+    post_copy: bytes = b""  # how its pages came (PostCopyRecord), if they came after the task
 
 
 class StateDirectory:
@@ -164,7 +165,10 @@ class StateDirectory:
         return (self.path / _TAKEN).read_text(errors="replace").strip()
 
     def _write_commit(self, record: CommitRecord) -> None:
-        arrays: dict[str, NDArray[Any]] = {"begin": np.frombuffer(record.begin, dtype=np.uint8)}
+        arrays: dict[str, NDArray[Any]] = {
+            "begin": np.frombuffer(record.begin, dtype=np.uint8),
+            "post_copy": np.frombuffer(record.post_copy, dtype=np.uint8),
+        }
         for pid, (addresses, rows) in record.rows.items():
             arrays[f"addresses-{pid}"] = addresses
             arrays[f"rows-{pid}"] = rows
@@ -207,6 +211,8 @@ class StateDirectory:
             ):
                 begin = arrays["begin"].tobytes()
                 common_pb2.RoundBegin.FromString(begin)
+                post_copy = arrays["post_copy"].tobytes() if "post_copy" in arrays else b""
+                common_pb2.PostCopyRecord.FromString(post_copy)
                 rows = {
                     pid: (arrays[f"addresses-{pid}"], arrays[f"rows-{pid}"]) for pid in head["pids"]
                 }
@@ -230,6 +236,7 @@ class StateDirectory:
             memory_digest=head["memory_digest"],
             rows=rows,
             files=files,
+            post_copy=post_copy,
         )
 
     def _head(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ DESTINATION_PHASES = (
     "in-commit",  # took over (and wrote so), the answer not yet sent
     "after-commit",  # the task runs here
     "pages",  # post-copy: in the middle of the pages that come while the task runs
+    "pages-kept",  # post-copy: all of them are in the state directory, and nobody knows yet
     "pages-over",  # post-copy: all of them are here, and the source has been told
 )
 SOURCE_PHASES = ("serving",)  # post-copy: in the middle of the pages that the destination asks for

@@ -181,8 +181,9 @@ def test_a_destination_that_dies_without_all_pages_leaves_the_decision_to_somebo
 
 
 def test_a_task_that_has_all_its_pages_outlives_its_destinations_process() -> None:
-    made = scenario(memory="4MiB")
-    result = asyncio.run(run_scenario(made, drill="kill@pages-over"))
+    """The source hears from the next process that they are all there."""
+    result = asyncio.run(run_scenario(scenario(), drill="kill@pages-kept"))
     assert result.exit_code == 0, result.error
     assert result.continued_equal is True
     assert result.owner == "destination"
+    assert result.post_copy == asyncio.run(migrate_in_process(scenario())).post_copy
