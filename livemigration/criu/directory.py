@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,15 +35,12 @@ from livemigration.criu.magic import (
     TASK_DEAD,
     VmaStatus,
 )
-from livemigration.criu.messages import (
-    CoreEntry,
-    FileEntry,
-    InventoryEntry,
-    MemfdInodeEntry,
-    MmEntry,
-    PstreeEntry,
-)
 from livemigration.criu.pagemap import PageSet, read_page_set
+from livemigration.criu.pb.core_pb2 import CoreEntry
+from livemigration.criu.pb.files_pb2 import FileEntry, MemfdInodeEntry
+from livemigration.criu.pb.inventory_pb2 import InventoryEntry
+from livemigration.criu.pb.mm_pb2 import MmEntry, VmaEntry
+from livemigration.criu.pb.pstree_pb2 import PstreeEntry
 from livemigration.criu.records import Records
 
 DEFAULT_PAGE_SIZE: Final = 4096
@@ -282,7 +279,7 @@ class _Reader:
 
     def address_space(
         self, pid: int, names: dict[int, str], memfds: dict[int, SharedMemfd]
-    ) -> tuple[Any, tuple[ImageVma, ...]]:
+    ) -> tuple[MmEntry, tuple[ImageVma, ...]]:
         records = self.records(f"mm-{pid}.img", MM_MAGIC)
         mm = records.first(MmEntry)
         vmas = tuple(_vma(records, entry, names, memfds) for entry in mm.vmas)
@@ -290,7 +287,7 @@ class _Reader:
             raise ImageError(records.file, "has no mappings", "dump with CRIU 3.17 or later")
         return mm, vmas
 
-    def page_size(self, spaces: dict[int, tuple[Any, tuple[ImageVma, ...]]]) -> int:
+    def page_size(self, spaces: dict[int, tuple[MmEntry, tuple[ImageVma, ...]]]) -> int:
         for pid, (mm, _) in spaces.items():
             auxv = list(mm.auxv)
             size = dict(zip(auxv[::2], auxv[1::2], strict=False)).get(AT_PAGESZ)
@@ -342,7 +339,7 @@ class _Reader:
 
 
 def _vma(
-    records: Records, entry: Any, names: dict[int, str], memfds: dict[int, SharedMemfd]
+    records: Records, entry: VmaEntry, names: dict[int, str], memfds: dict[int, SharedMemfd]
 ) -> ImageVma:
     vma = ImageVma(
         start=records.required(entry, "start"),

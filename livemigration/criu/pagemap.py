@@ -15,14 +15,14 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from livemigration.criu.errors import ImageError
 from livemigration.criu.magic import PAGEMAP_MAGIC, PageFlags
-from livemigration.criu.messages import PagemapEntry, PagemapHead
+from livemigration.criu.pb.pagemap_pb2 import PagemapEntry, PagemapHead
 from livemigration.criu.records import Records
 
 U64 = NDArray[np.uint64]
@@ -121,7 +121,7 @@ def read_page_set(directory: Path, name: str, page_size: int) -> PageSet:
     return pages
 
 
-def _flags(entry: Any) -> int:
+def _flags(entry: PagemapEntry) -> int:
     """The entry's flags, also of versions that had none (init_compat_pagemap_entry)."""
     if entry.in_parent:
         return int(entry.flags | PageFlags.PARENT)
@@ -211,7 +211,7 @@ def _ranges(records: Records, page_size: int) -> tuple[list[int], list[int], lis
     end = 0
     for entry in records.rest(PagemapEntry):
         start = records.required(entry, "vaddr")
-        count = entry.nr_pages if entry.HasField("nr_pages") else entry.nr_pages_32
+        count = entry.nr_pages if entry.HasField("nr_pages") else entry.compat_nr_pages
         here = _bytes_are_here(records.file, start, _flags(entry))
         if start % page_size or start < end or count == 0 or start + count * page_size > 1 << 64:
             raise ImageError(
