@@ -385,6 +385,7 @@ class RpcOptions(_message.Message):
     ALLOW_UPROBES_FIELD_NUMBER: _builtins.int
     GHOST_FIEMAP_FIELD_NUMBER: _builtins.int
     FILE_VALIDATION_METHOD_FIELD_NUMBER: _builtins.int
+    STAND_IN_FIELD_NUMBER: _builtins.int
     images_dir_fd: _builtins.int
     pid: _builtins.int
     """the client itself where it is not given"""
@@ -452,6 +453,8 @@ class RpcOptions(_message.Message):
     allow_uprobes: _builtins.bool
     ghost_fiemap: _builtins.bool
     file_validation_method: Global___RpcFileValidation.ValueType
+    stand_in: _builtins.int
+    """Not CRIU's: a real process that stands for a restored task, which gets its pid."""
     @_builtins.property
     def ps(self) -> Global___RpcPageServer: ...
     @_builtins.property
@@ -554,10 +557,11 @@ class RpcOptions(_message.Message):
         allow_uprobes: _builtins.bool | None = ...,
         ghost_fiemap: _builtins.bool | None = ...,
         file_validation_method: Global___RpcFileValidation.ValueType | None = ...,
+        stand_in: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["allow_uprobes", b"allow_uprobes", "auto_dedup", b"auto_dedup", "auto_ext_mnt", b"auto_ext_mnt", "cgroup_props", b"cgroup_props", "cgroup_props_file", b"cgroup_props_file", "cgroup_yard", b"cgroup_yard", "config_file", b"config_file", "cpu_cap", b"cpu_cap", "display_stats", b"display_stats", "empty_ns", b"empty_ns", "evasive_devices", b"evasive_devices", "ext_masters", b"ext_masters", "ext_sharing", b"ext_sharing", "ext_unix_sk", b"ext_unix_sk", "file_locks", b"file_locks", "file_validation_method", b"file_validation_method", "force_irmap", b"force_irmap", "freeze_cgroup", b"freeze_cgroup", "ghost_fiemap", b"ghost_fiemap", "ghost_limit", b"ghost_limit", "images_dir", b"images_dir", "images_dir_fd", b"images_dir_fd", "lazy_pages", b"lazy_pages", "leave_running", b"leave_running", "leave_stopped", b"leave_stopped", "link_remap", b"link_remap", "log_file", b"log_file", "log_level", b"log_level", "log_to_stderr", b"log_to_stderr", "lsm_mount_context", b"lsm_mount_context", "lsm_profile", b"lsm_profile", "manage_cgroups", b"manage_cgroups", "manage_cgroups_mode", b"manage_cgroups_mode", "mntns_compat_mode", b"mntns_compat_mode", "network_lock", b"network_lock", "notify_scripts", b"notify_scripts", "orphan_pts_master", b"orphan_pts_master", "parent_img", b"parent_img", "pid", b"pid", "pidfd_store_sk", b"pidfd_store_sk", "pre_dump_mode", b"pre_dump_mode", "ps", b"ps", "root", b"root", "rst_sibling", b"rst_sibling", "shell_job", b"shell_job", "skip_file_rwx_check", b"skip_file_rwx_check", "status_fd", b"status_fd", "tcp_close", b"tcp_close", "tcp_established", b"tcp_established", "tcp_skip_in_flight", b"tcp_skip_in_flight", "timeout", b"timeout", "tls", b"tls", "tls_cacert", b"tls_cacert", "tls_cacrl", b"tls_cacrl", "tls_cert", b"tls_cert", "tls_key", b"tls_key", "tls_no_cn_verify", b"tls_no_cn_verify", "track_mem", b"track_mem", "unprivileged", b"unprivileged", "weak_sysctls", b"weak_sysctls", "work_dir_fd", b"work_dir_fd"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["allow_uprobes", b"allow_uprobes", "auto_dedup", b"auto_dedup", "auto_ext_mnt", b"auto_ext_mnt", "cgroup_props", b"cgroup_props", "cgroup_props_file", b"cgroup_props_file", "cgroup_yard", b"cgroup_yard", "config_file", b"config_file", "cpu_cap", b"cpu_cap", "display_stats", b"display_stats", "empty_ns", b"empty_ns", "evasive_devices", b"evasive_devices", "ext_masters", b"ext_masters", "ext_sharing", b"ext_sharing", "ext_unix_sk", b"ext_unix_sk", "file_locks", b"file_locks", "file_validation_method", b"file_validation_method", "force_irmap", b"force_irmap", "freeze_cgroup", b"freeze_cgroup", "ghost_fiemap", b"ghost_fiemap", "ghost_limit", b"ghost_limit", "images_dir", b"images_dir", "images_dir_fd", b"images_dir_fd", "lazy_pages", b"lazy_pages", "leave_running", b"leave_running", "leave_stopped", b"leave_stopped", "link_remap", b"link_remap", "log_file", b"log_file", "log_level", b"log_level", "log_to_stderr", b"log_to_stderr", "lsm_mount_context", b"lsm_mount_context", "lsm_profile", b"lsm_profile", "manage_cgroups", b"manage_cgroups", "manage_cgroups_mode", b"manage_cgroups_mode", "mntns_compat_mode", b"mntns_compat_mode", "network_lock", b"network_lock", "notify_scripts", b"notify_scripts", "orphan_pts_master", b"orphan_pts_master", "parent_img", b"parent_img", "pid", b"pid", "pidfd_store_sk", b"pidfd_store_sk", "pre_dump_mode", b"pre_dump_mode", "ps", b"ps", "root", b"root", "rst_sibling", b"rst_sibling", "shell_job", b"shell_job", "skip_file_rwx_check", b"skip_file_rwx_check", "stand_in", b"stand_in", "status_fd", b"status_fd", "tcp_close", b"tcp_close", "tcp_established", b"tcp_established", "tcp_skip_in_flight", b"tcp_skip_in_flight", "timeout", b"timeout", "tls", b"tls", "tls_cacert", b"tls_cacert", "tls_cacrl", b"tls_cacrl", "tls_cert", b"tls_cert", "tls_key", b"tls_key", "tls_no_cn_verify", b"tls_no_cn_verify", "track_mem", b"track_mem", "unprivileged", b"unprivileged", "weak_sysctls", b"weak_sysctls", "work_dir_fd", b"work_dir_fd"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_uprobes", b"allow_uprobes", "auto_dedup", b"auto_dedup", "auto_ext_mnt", b"auto_ext_mnt", "cg_root", b"cg_root", "cgroup_dump_controller", b"cgroup_dump_controller", "cgroup_props", b"cgroup_props", "cgroup_props_file", b"cgroup_props_file", "cgroup_yard", b"cgroup_yard", "config_file", b"config_file", "cpu_cap", b"cpu_cap", "display_stats", b"display_stats", "empty_ns", b"empty_ns", "enable_fs", b"enable_fs", "evasive_devices", b"evasive_devices", "exec_cmd", b"exec_cmd", "ext_masters", b"ext_masters", "ext_mnt", b"ext_mnt", "ext_sharing", b"ext_sharing", "ext_unix_sk", b"ext_unix_sk", "external", b"external", "file_locks", b"file_locks", "file_validation_method", b"file_validation_method", "force_irmap", b"force_irmap", "freeze_cgroup", b"freeze_cgroup", "ghost_fiemap", b"ghost_fiemap", "ghost_limit", b"ghost_limit", "images_dir", b"images_dir", "images_dir_fd", b"images_dir_fd", "inherit_fd", b"inherit_fd", "irmap_scan_paths", b"irmap_scan_paths", "join_ns", b"join_ns", "lazy_pages", b"lazy_pages", "leave_running", b"leave_running", "leave_stopped", b"leave_stopped", "link_remap", b"link_remap", "log_file", b"log_file", "log_level", b"log_level", "log_to_stderr", b"log_to_stderr", "lsm_mount_context", b"lsm_mount_context", "lsm_profile", b"lsm_profile", "manage_cgroups", b"manage_cgroups", "manage_cgroups_mode", b"manage_cgroups_mode", "mntns_compat_mode", b"mntns_compat_mode", "network_lock", b"network_lock", "notify_scripts", b"notify_scripts", "orphan_pts_master", b"orphan_pts_master", "parent_img", b"parent_img", "pid", b"pid", "pidfd_store_sk", b"pidfd_store_sk", "pre_dump_mode", b"pre_dump_mode", "ps", b"ps", "root", b"root", "rst_sibling", b"rst_sibling", "shell_job", b"shell_job", "skip_file_rwx_check", b"skip_file_rwx_check", "skip_mnt", b"skip_mnt", "status_fd", b"status_fd", "tcp_close", b"tcp_close", "tcp_established", b"tcp_established", "tcp_skip_in_flight", b"tcp_skip_in_flight", "timeout", b"timeout", "tls", b"tls", "tls_cacert", b"tls_cacert", "tls_cacrl", b"tls_cacrl", "tls_cert", b"tls_cert", "tls_key", b"tls_key", "tls_no_cn_verify", b"tls_no_cn_verify", "track_mem", b"track_mem", "unix_sk_ino", b"unix_sk_ino", "unprivileged", b"unprivileged", "veths", b"veths", "weak_sysctls", b"weak_sysctls", "work_dir_fd", b"work_dir_fd"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_uprobes", b"allow_uprobes", "auto_dedup", b"auto_dedup", "auto_ext_mnt", b"auto_ext_mnt", "cg_root", b"cg_root", "cgroup_dump_controller", b"cgroup_dump_controller", "cgroup_props", b"cgroup_props", "cgroup_props_file", b"cgroup_props_file", "cgroup_yard", b"cgroup_yard", "config_file", b"config_file", "cpu_cap", b"cpu_cap", "display_stats", b"display_stats", "empty_ns", b"empty_ns", "enable_fs", b"enable_fs", "evasive_devices", b"evasive_devices", "exec_cmd", b"exec_cmd", "ext_masters", b"ext_masters", "ext_mnt", b"ext_mnt", "ext_sharing", b"ext_sharing", "ext_unix_sk", b"ext_unix_sk", "external", b"external", "file_locks", b"file_locks", "file_validation_method", b"file_validation_method", "force_irmap", b"force_irmap", "freeze_cgroup", b"freeze_cgroup", "ghost_fiemap", b"ghost_fiemap", "ghost_limit", b"ghost_limit", "images_dir", b"images_dir", "images_dir_fd", b"images_dir_fd", "inherit_fd", b"inherit_fd", "irmap_scan_paths", b"irmap_scan_paths", "join_ns", b"join_ns", "lazy_pages", b"lazy_pages", "leave_running", b"leave_running", "leave_stopped", b"leave_stopped", "link_remap", b"link_remap", "log_file", b"log_file", "log_level", b"log_level", "log_to_stderr", b"log_to_stderr", "lsm_mount_context", b"lsm_mount_context", "lsm_profile", b"lsm_profile", "manage_cgroups", b"manage_cgroups", "manage_cgroups_mode", b"manage_cgroups_mode", "mntns_compat_mode", b"mntns_compat_mode", "network_lock", b"network_lock", "notify_scripts", b"notify_scripts", "orphan_pts_master", b"orphan_pts_master", "parent_img", b"parent_img", "pid", b"pid", "pidfd_store_sk", b"pidfd_store_sk", "pre_dump_mode", b"pre_dump_mode", "ps", b"ps", "root", b"root", "rst_sibling", b"rst_sibling", "shell_job", b"shell_job", "skip_file_rwx_check", b"skip_file_rwx_check", "skip_mnt", b"skip_mnt", "stand_in", b"stand_in", "status_fd", b"status_fd", "tcp_close", b"tcp_close", "tcp_established", b"tcp_established", "tcp_skip_in_flight", b"tcp_skip_in_flight", "timeout", b"timeout", "tls", b"tls", "tls_cacert", b"tls_cacert", "tls_cacrl", b"tls_cacrl", "tls_cert", b"tls_cert", "tls_key", b"tls_key", "tls_no_cn_verify", b"tls_no_cn_verify", "track_mem", b"track_mem", "unix_sk_ino", b"unix_sk_ino", "unprivileged", b"unprivileged", "veths", b"veths", "weak_sysctls", b"weak_sysctls", "work_dir_fd", b"work_dir_fd"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -591,6 +595,87 @@ class RpcFeatures(_message.Message):
 Global___RpcFeatures: _TypeAlias = RpcFeatures  # noqa: Y015
 
 @_typing.final
+class RpcControl(_message.Message):
+    """Not CRIU's: what is done to the tasks of a simulated host, which has no other way to get any."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_FIELD_NUMBER: _builtins.int
+    SET_FIELD_NUMBER: _builtins.int
+    PID_FIELD_NUMBER: _builtins.int
+    ADVANCE_NS_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    start: _builtins.str
+    """the path of a scenario file, from whose task one more is made"""
+    pid: _builtins.int
+    """the task's pid: to start (0: a free one), to advance or to end"""
+    advance_ns: _builtins.int
+    """lets a task on the virtual clock run so long"""
+    end: _builtins.bool
+    @_builtins.property
+    def set(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """KEY=VALUE, put into the scenario"""
+
+    def __init__(
+        self,
+        *,
+        start: _builtins.str | None = ...,
+        set: _abc.Iterable[_builtins.str] | None = ...,
+        pid: _builtins.int | None = ...,
+        advance_ns: _builtins.int | None = ...,
+        end: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["advance_ns", b"advance_ns", "end", b"end", "pid", b"pid", "start", b"start"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advance_ns", b"advance_ns", "end", b"end", "pid", b"pid", "set", b"set", "start", b"start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RpcControl: _TypeAlias = RpcControl  # noqa: Y015
+
+@_typing.final
+class RpcTask(_message.Message):
+    """Not CRIU's: a task of a simulated host."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    MEMORY_FIELD_NUMBER: _builtins.int
+    CLOCK_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
+    RAN_NS_FIELD_NUMBER: _builtins.int
+    OPERATIONS_FIELD_NUMBER: _builtins.int
+    pid: _builtins.int
+    name: _builtins.str
+    memory: _builtins.int
+    """bytes"""
+    clock: _builtins.str
+    """"virtual", "wall" """
+    running: _builtins.bool
+    ran_ns: _builtins.int
+    """the task's own time"""
+    operations: _builtins.int
+    def __init__(
+        self,
+        *,
+        pid: _builtins.int | None = ...,
+        name: _builtins.str | None = ...,
+        memory: _builtins.int | None = ...,
+        clock: _builtins.str | None = ...,
+        running: _builtins.bool | None = ...,
+        ran_ns: _builtins.int | None = ...,
+        operations: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["clock", b"clock", "memory", b"memory", "name", b"name", "operations", b"operations", "pid", b"pid", "ran_ns", b"ran_ns", "running", b"running"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock", b"clock", "memory", b"memory", "name", b"name", "operations", b"operations", "pid", b"pid", "ran_ns", b"ran_ns", "running", b"running"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RpcTask: _TypeAlias = RpcTask  # noqa: Y015
+
+@_typing.final
 class RpcRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -600,6 +685,7 @@ class RpcRequest(_message.Message):
     KEEP_OPEN_FIELD_NUMBER: _builtins.int
     FEATURES_FIELD_NUMBER: _builtins.int
     PID_FIELD_NUMBER: _builtins.int
+    CONTROL_FIELD_NUMBER: _builtins.int
     type: Global___RpcType.ValueType
     notify_success: _builtins.bool
     """in the answer to a notification"""
@@ -611,6 +697,8 @@ class RpcRequest(_message.Message):
     def opts(self) -> Global___RpcOptions: ...
     @_builtins.property
     def features(self) -> Global___RpcFeatures: ...
+    @_builtins.property
+    def control(self) -> Global___RpcControl: ...
     def __init__(
         self,
         *,
@@ -620,10 +708,11 @@ class RpcRequest(_message.Message):
         keep_open: _builtins.bool | None = ...,
         features: Global___RpcFeatures | None = ...,
         pid: _builtins.int | None = ...,
+        control: Global___RpcControl | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "keep_open", b"keep_open", "notify_success", b"notify_success", "opts", b"opts", "pid", b"pid", "type", b"type"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["control", b"control", "features", b"features", "keep_open", b"keep_open", "notify_success", b"notify_success", "opts", b"opts", "pid", b"pid", "type", b"type"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "keep_open", b"keep_open", "notify_success", b"notify_success", "opts", b"opts", "pid", b"pid", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["control", b"control", "features", b"features", "keep_open", b"keep_open", "notify_success", b"notify_success", "opts", b"opts", "pid", b"pid", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -740,6 +829,7 @@ class RpcResponse(_message.Message):
     CR_ERRMSG_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
+    TASKS_FIELD_NUMBER: _builtins.int
     type: Global___RpcType.ValueType
     success: _builtins.bool
     cr_errno: _builtins.int
@@ -758,6 +848,8 @@ class RpcResponse(_message.Message):
     def features(self) -> Global___RpcFeatures: ...
     @_builtins.property
     def version(self) -> Global___RpcVersion: ...
+    @_builtins.property
+    def tasks(self) -> _containers.RepeatedCompositeFieldContainer[Global___RpcTask]: ...
     def __init__(
         self,
         *,
@@ -772,10 +864,11 @@ class RpcResponse(_message.Message):
         cr_errmsg: _builtins.str | None = ...,
         version: Global___RpcVersion | None = ...,
         status: _builtins.int | None = ...,
+        tasks: _abc.Iterable[Global___RpcTask] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cr_errmsg", b"cr_errmsg", "cr_errno", b"cr_errno", "dump", b"dump", "features", b"features", "notify", b"notify", "ps", b"ps", "restore", b"restore", "status", b"status", "success", b"success", "type", b"type", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cr_errmsg", b"cr_errmsg", "cr_errno", b"cr_errno", "dump", b"dump", "features", b"features", "notify", b"notify", "ps", b"ps", "restore", b"restore", "status", b"status", "success", b"success", "type", b"type", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cr_errmsg", b"cr_errmsg", "cr_errno", b"cr_errno", "dump", b"dump", "features", b"features", "notify", b"notify", "ps", b"ps", "restore", b"restore", "status", b"status", "success", b"success", "tasks", b"tasks", "type", b"type", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

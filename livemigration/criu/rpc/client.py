@@ -37,7 +37,7 @@ class RpcClient:
     """A connection to a service. Closes it in the end."""
 
     def __init__(self, connection: socket.socket) -> None:
-        self._socket = connection
+        self.socket = connection
 
     @classmethod
     def connect(cls, path: Path | str) -> RpcClient:
@@ -55,7 +55,7 @@ class RpcClient:
 
     def close(self) -> None:
         """Ends the connection."""
-        self._socket.close()
+        self.socket.close()
 
     def __enter__(self) -> Self:
         """The connection, closed after the block."""
@@ -73,14 +73,14 @@ class RpcClient:
     def send(self, request: rpc_pb2.RpcRequest) -> None:
         """Sends a request and waits for nothing."""
         try:
-            self._socket.sendall(request.SerializeToString())
+            self.socket.sendall(request.SerializeToString())
         except OSError as error:
             raise RpcError(f"the service is gone: {error.strerror}") from error
 
     def receive(self) -> rpc_pb2.RpcResponse:
         """The next answer or notification. Raises RpcError if there is none."""
         try:
-            data = self._socket.recv(_MOST_BYTES)
+            data = self.socket.recv(_MOST_BYTES)
         except OSError as error:
             raise RpcError(f"the service is gone: {error.strerror}") from error
         if not data:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from livemigration.criu.pb import rpc_pb2
 from livemigration.criu.rpc.log import RequestLog
 from livemigration.criu.rpc.options import Request
 
@@ -20,6 +21,9 @@ class Version:
     def __str__(self) -> str:
         parts = (self.major, self.minor, self.sublevel)
         return ".".join(str(part) for part in (parts if self.sublevel else parts[:2]))
+
+
+DEFAULT_VERSION = Version(4, 2, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +52,7 @@ class Notifier(Protocol):
 
 
 class Host(Protocol):
-    """A machine with tasks. Failures are RpcFailure; the log gets what is done and what failed."""
+    """A machine with tasks. Failures are RpcFailure; the journal gets what is done."""
 
     version: Version
     features: Features
@@ -57,20 +61,24 @@ class Host(Protocol):
         """Whether dumps can be made here."""
         ...
 
-    async def pre_dump(self, request: Request, log: RequestLog) -> None:
+    async def pre_dump(self, request: Request, journal: RequestLog) -> None:
         """Writes the pages of a task, which runs on."""
         ...
 
-    async def dump(self, request: Request, log: RequestLog, notify: Notifier) -> None:
+    async def dump(self, request: Request, journal: RequestLog, notify: Notifier) -> None:
         """Writes all of a task, which ends here unless it is to be left."""
         ...
 
-    async def restore(self, request: Request, log: RequestLog, notify: Notifier) -> int:
+    async def restore(self, request: Request, journal: RequestLog, notify: Notifier) -> int:
         """Makes a task of images and lets it run; its pid."""
         ...
 
-    async def start_page_server(self, request: Request, log: RequestLog) -> PageServerIs:
+    async def start_page_server(self, request: Request, journal: RequestLog) -> PageServerIs:
         """Receives pages into a directory; returns once it listens."""
+        ...
+
+    async def control(self, control: rpc_pb2.RpcControl) -> list[rpc_pb2.RpcTask]:
+        """Does what is asked to the host itself; the tasks that there are afterwards."""
         ...
 
     async def wait(self, pid: int) -> int:

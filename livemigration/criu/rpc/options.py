@@ -42,7 +42,8 @@ class Request:
     """What is asked of a host.
 
     images, work: paths of directories that stay open (and these paths good) while the request is
-    served; `parent` is the parent's path relative to `images`, "" for none; `pid` the task's.
+    served; `parent` is the parent's path relative to `images`, "" for none; `pid` the task's;
+    `stand_in`: a real process that a restored task shall have the pid of, 0 for none.
     """
 
     pid: int
@@ -58,8 +59,7 @@ class Request:
     page_server: PageServerAt | None
     notify: bool
     has_net: bool
-    timeout_s: int
-    restore_sibling: bool
+    stand_in: int
 
 
 @contextmanager
@@ -91,6 +91,8 @@ def _request(options: rpc_pb2.RpcOptions, peer: Peer, images: int, work: int) ->
     pid = options.pid if options.HasField("pid") else peer.pid
     if pid <= 0:
         raise BadOptions(f"pid {pid} is no process")
+    if options.stand_in < 0:
+        raise BadOptions(f"stand_in {options.stand_in} is no process")
     parent = options.parent_img
     if "\0" in parent:
         raise BadOptions("parent_img is no path")
@@ -108,8 +110,7 @@ def _request(options: rpc_pb2.RpcOptions, peer: Peer, images: int, work: int) ->
         page_server=_page_server(options, peer),
         notify=options.notify_scripts,
         has_net=bool(options.empty_ns & _CLONE_NEWNET),
-        timeout_s=options.timeout,
-        restore_sibling=options.rst_sibling,
+        stand_in=options.stand_in,
     )
 
 

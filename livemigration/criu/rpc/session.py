@@ -8,6 +8,7 @@ pre-dump is followed by more of them until the dump. A client that asks for noti
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from dataclasses import dataclass
 
@@ -76,6 +77,8 @@ class Session:
 
     async def _answer(self, request: rpc_pb2.RpcRequest) -> bool:
         """Serves one request; whether it went well."""
+        if request.HasField("control"):
+            return await self._control(request)
         match request.type if request.HasField("type") else rpc_pb2.RPC_EMPTY:
             case rpc_pb2.RPC_VERSION:
                 return await self._version()
@@ -147,13 +150,36 @@ class Session:
             return await self._send(answer, failure)
         return await self._send(answer)
 
-    async def _wait(self, request: rpc_pb2.RpcRequest) -> bool:
-        answer = _answer_to(rpc_pb2.RPC_WAIT_PID)
+    async def _control(self, request: rpc_pb2.RpcRequest) -> bool:
+        answer = _answer_to(rpc_pb2.RPC_EMPTY)
         try:
-            answer.status = await self._host.wait(request.pid)
+            answer.tasks.extend(await self._host.control(request.control))
         except RpcFailure as failure:
             return await self._send(answer, failure)
         return await self._send(answer)
+
+    async def _wait(self, request: rpc_pb2.RpcRequest) -> bool:
+        answer = _answer_to(rpc_pb2.RPC_WAIT_PID)
+        try:
+            answer.status = await self._waited(request.pid)
+        except RpcFailure as failure:
+            return await self._send(answer, failure)
+        return await self._send(answer)
+
+    async def _waited(self, pid: int) -> int:
+        """Waits for the host, but not longer than the client does."""
+        waiting = asyncio.ensure_future(self._host.wait(pid))
+        gone = asyncio.ensure_future(self._packets.receive())
+        try:
+            await asyncio.wait({waiting, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if waiting.done():
+                return waiting.result()
+            gone.result()
+            raise PeerGone("a message came while the client waits for a process")
+        finally:
+            for task in (waiting, gone):
+                task.cancel()
+            await asyncio.gather(waiting, gone, return_exceptions=True)
 
     # -- dumps and restores
 

@@ -34,9 +34,9 @@ class Recorder:
         self.failure: RpcFailure | None = None
         self.points: tuple[str, ...] = ()
 
-    async def _did(self, what: str, request: Request, log: RequestLog) -> None:
+    async def _did(self, what: str, request: Request, journal: RequestLog) -> None:
         self.asked.append((what, request))
-        log.info(f"{what} of {request.pid}")
+        journal.info(f"{what} of {request.pid}")
         if self.failure is not None:
             raise self.failure
 
@@ -44,22 +44,25 @@ class Recorder:
         if self.failure is not None:
             raise self.failure
 
-    async def pre_dump(self, request: Request, log: RequestLog) -> None:
-        await self._did("pre-dump", request, log)
+    async def pre_dump(self, request: Request, journal: RequestLog) -> None:
+        await self._did("pre-dump", request, journal)
 
-    async def dump(self, request: Request, log: RequestLog, notify: Notifier) -> None:
+    async def dump(self, request: Request, journal: RequestLog, notify: Notifier) -> None:
         for point in self.points:
             await notify.reached(point)
-        await self._did("dump", request, log)
+        await self._did("dump", request, journal)
 
-    async def restore(self, request: Request, log: RequestLog, notify: Notifier) -> int:
+    async def restore(self, request: Request, journal: RequestLog, notify: Notifier) -> int:
         await notify.reached("setup-namespaces", 4711)
-        await self._did("restore", request, log)
+        await self._did("restore", request, journal)
         return 4711
 
-    async def start_page_server(self, request: Request, log: RequestLog) -> PageServerIs:
-        await self._did("page-server", request, log)
+    async def start_page_server(self, request: Request, journal: RequestLog) -> PageServerIs:
+        await self._did("page-server", request, journal)
         return PageServerIs(17, 1234)
+
+    async def control(self, control: rpc_pb2.RpcControl) -> list[rpc_pb2.RpcTask]:
+        return [rpc_pb2.RpcTask(pid=control.pid)]
 
     async def wait(self, pid: int) -> int:
         if pid != 17:
@@ -86,7 +89,7 @@ async def asked(path: Path, talk: Callable[[RpcClient], T]) -> T:
 
     def run() -> T:
         with RpcClient.connect(path) as client:
-            client._socket.settimeout(20)
+            client.socket.settimeout(20)
             return talk(client)
 
     return await asyncio.to_thread(run)
@@ -278,7 +281,7 @@ async def test_cpuinfo_is_refused_and_nonsense_too(tmp_path: Path) -> None:
         for raw in (b"\x08\x63", b"\x10\x01", request("EMPTY").SerializeToString()):
 
             def nonsense(client: RpcClient, raw: bytes = raw) -> rpc_pb2.RpcResponse:
-                client._socket.sendall(raw)
+                client.socket.sendall(raw)
                 return client.receive()
 
             answer = await asked(path, nonsense)
@@ -291,7 +294,7 @@ async def test_what_is_no_message_ends_only_its_own_connection(tmp_path: Path, r
     async with served(tmp_path) as (path, _):
 
         def talk(client: RpcClient) -> None:
-            client._socket.sendall(raw)
+            client.socket.sendall(raw)
             client.receive()
 
         with pytest.raises(RpcError):
