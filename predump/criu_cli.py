@@ -1,0 +1,18 @@
+"""``predump criu``: what has to do with CRIU's own formats and protocols."""
+
+import typer
+
+from predump.criu_pages_cli import (
+    fetch_command,
+    lazy_server_command,
+    received_command,
+    send_command,
+)
+
+criu_app = typer.Typer(
+    help="CRIU's own formats and protocols, with real CRIU at the other end.", no_args_is_help=True
+)
+criu_app.command("send")(send_command)
+criu_app.command("received")(received_command)
+criu_app.command("lazy-server")(lazy_server_command)
+criu_app.command("fetch")(fetch_command)
