@@ -23,6 +23,7 @@ from predump.calibrate_cli import calibrate_command
 from predump.command import explained_errors, fail, unexpected
 from predump.compare_cli import compare_command
 from predump.conform_cli import conform_app
+from predump.criu_cli import criu_app
 from predump.demo import demo_scenario, run_demo
 from predump.exit_status import BAD_INPUT, FAILED
 from predump.hunks_cli import hunks_app
@@ -57,6 +58,7 @@ app.add_typer(serve_app, name="serve")
 app.add_typer(workload_app, name="workload")
 app.add_typer(conform_app, name="conform")
 app.add_typer(hunks_app, name="hunks")
+app.add_typer(criu_app, name="criu")
 app.command("mm")(mm_command)
 app.command("sweep")(sweep_command)
 app.command("policies")(policies_command)
