@@ -63,7 +63,7 @@ unit: warm ## the tests alone (PYTEST_ARGS=... is passed on)
 	@echo '== tests that need the machine to themselves'
 	@$(BIN)/python -m pytest -m 'alone or compose' $(PYTEST_ARGS)
 
-proto: setup-dev ## regenerate livemigration/v1 from proto/
+proto: setup-dev ## regenerate the stubs from proto/
 	@$(BIN)/python scripts/gen_protos.py
 
 lock: ## renew the lock files from pyproject.toml (LOCK_ARGS=--upgrade takes the newest)

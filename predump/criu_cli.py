@@ -1,0 +1,10 @@
+"""``predump criu``: what has to do with CRIU's own formats and protocols."""
+
+import typer
+
+from predump.criu_service_cli import SHIM_SETTINGS, service_command, shim_command, tasks_command
+
+criu_app = typer.Typer(help="Stand in for CRIU: its RPC and its command.", no_args_is_help=True)
+criu_app.command("service")(service_command)
+criu_app.command("tasks")(tasks_command)
+criu_app.command("shim", context_settings=SHIM_SETTINGS)(shim_command)
