@@ -33,7 +33,7 @@ setup-dev:
 	@scripts/setup.sh dev
 
 warm: setup-dev
-	@$(BIN)/python scripts/warm.py
+	@$(BIN)/python scripts/warm.py --tests
 
 lint: setup-dev stubs imports ## ruff, import directions, generated stubs
 	@echo '== ruff'

@@ -33,6 +33,7 @@ class DestinationConfig:
     host_id: str = ""
     drill: Drill = field(default_factory=Drill)
     criu_pages: CriuPagesConfig | None = None  # needs a state directory
+    export_images: str = ""  # a directory for each task that is taken over; {id}: the migration
 
 
 async def serve_destination(config: DestinationConfig, on_ready: Callable[[str], None]) -> None:
@@ -52,6 +53,7 @@ async def serve_destination(config: DestinationConfig, on_ready: Callable[[str],
             telemetry=telemetry,
             drill=config.drill,
             criu_pages=criu_pages,
+            export_images=config.export_images,
         )
         await node.start()
 

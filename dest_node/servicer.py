@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -104,7 +106,10 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
         telemetry: Telemetry,
         drill: Drill,
         criu_pages: CriuPages | None = None,
+        export_images: str = "",
     ) -> None:
+        """`export_images`: where tasks are written as CRIU images, with {id} for the migration."""
+        self._export_images = export_images
         self._host_id = host_id
         self._version = version
         self._store = store
@@ -205,8 +210,17 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
                 resident_pages=request.resident_pages,
             ),
             self._store,
+            self._export_to(request.migration_id),
         )
         self._say("prepared", self._incoming)
+
+    def _export_to(self, migration_id: str) -> Path | None:
+        """Where this host's operator wants the task's images. A peer's name for a migration becomes
+        one part of that path, never more."""
+        if not self._export_images:
+            return None
+        name = re.sub(r"[^A-Za-z0-9_-]", "_", migration_id)[:80]
+        return Path(self._export_images.replace("{id}", name))
 
     async def Transfer(  # type: ignore[override]  # reads and writes by hand, which is faster
         self, _: object, context: _Context

@@ -121,6 +121,14 @@ ClientCa = Annotated[
     ),
 ]
 
+ExportImages = Annotated[
+    str,
+    typer.Option(
+        "--export-images",
+        metavar="DIR",
+        help="Write the task that was taken over as CRIU images; {id} in DIR is the migration's.",
+    ),
+]
 Drilled = Annotated[
     str,
     typer.Option(
@@ -189,6 +197,7 @@ def run(
     tls_ca: TlsCa = None,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
+    export_images: ExportImages = "",
     debug: Debug = False,
 ) -> None:
     """Run one migration. Exit status 0 only if it was verified, 3 if memory differs."""
@@ -200,8 +209,16 @@ def run(
             raise InputError("--tls-ca, --tls-cert and --tls-key need --source and --dest")
         if hosts is not None and mqtt:
             raise InputError("--mqtt is for nodes started here; give it to `predump serve` instead")
+        if hosts is not None and export_images:
+            raise InputError(
+                "--export-images is for a destination started here; give it to `predump serve "
+                "dest` instead"
+            )
         loaded = _load(scenario, sets, check_paths=hosts is None)
-        _run_and_report(loaded, hosts, _checked_broker(mqtt), json_target)
+        images = _checked_export(export_images)
+        if images and Path(images).is_dir() and any(Path(images).iterdir()):
+            raise InputError(f"--export-images {images}: is there already; name a new directory")
+        _run_and_report(loaded, hosts, _checked_broker(mqtt), json_target, export_images=images)
 
 
 @app.command()
@@ -288,6 +305,7 @@ def serve_dest_command(
     tls_cert: ServerCert = None,
     tls_key: TlsKey = None,
     tls_client_ca: ClientCa = None,
+    export_images: ExportImages = "",
     criu_page_server: Annotated[
         str,
         typer.Option(
@@ -321,6 +339,7 @@ def serve_dest_command(
             mqtt=_checked_broker(mqtt),
             host_id=host_id,
             drill=_drill(drill, DESTINATION_PHASES),
+            export_images=_checked_export(export_images),
             criu_pages=_criu_pages(
                 criu_page_server, state_dir, criu_tls_cert, criu_tls_key, criu_tls_client_ca
             ),
@@ -373,7 +392,12 @@ def _load(path: Path, sets: list[str] | None, *, check_paths: bool) -> Scenario:
 
 
 def _run_and_report(
-    scenario: Scenario, hosts: "Hosts | None", mqtt: str, json_target: str
+    scenario: Scenario,
+    hosts: "Hosts | None",
+    mqtt: str,
+    json_target: str,
+    *,
+    export_images: str = "",
 ) -> NoReturn:
     """Run the migration, show the result, write it as JSON where asked, and exit."""
     from predump.runner import run_scenario
@@ -387,6 +411,7 @@ def _run_and_report(
                 scenario,
                 hosts=hosts,
                 mqtt=mqtt or scenario.telemetry.mqtt,
+                export_images=export_images,
                 on_event=progress,
             )
         )
@@ -398,7 +423,19 @@ def _run_and_report(
             Path(json_target).write_text(result.to_json() + "\n", encoding="utf-8")
         except OSError as error:
             fail(f"{json_target}: cannot be written: {error.strerror}", FAILED)
+    if export_images and result.exit_code == 0:
+        folder = Path(export_images.replace("{id}", result.migration_id))
+        if not folder.is_dir():
+            fail(f"--export-images {folder}: the destination could not write it", FAILED)
     raise typer.Exit(result.exit_code)
+
+
+def _checked_export(folder: str) -> str:
+    """Refuse what cannot be a directory; makes the path absolute."""
+    path = Path(folder)
+    if folder and path.exists() and not path.is_dir():
+        raise InputError(f"--export-images {path}: is no directory")
+    return str(path.absolute()) if folder else ""
 
 
 def _check_writable(json_target: str) -> None:

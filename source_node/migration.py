@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from livemigration import batch
 from livemigration.clock import Clock
+from livemigration.criu.carried import CarriedImages
 from livemigration.digest import pages_equal
 from livemigration.encoding.encoder import build_encoder
 from livemigration.encoding.tally import Tally
@@ -96,6 +97,7 @@ class TaskOrigin:
     memory_bytes: int
     extra_pages: int  # beyond the spec's memory, from an image directory
     tracker: str = "soft-dirty"
+    images: CarriedImages | None = None  # of a task from such a directory, beside its memory
 
 
 @dataclass(slots=True)
@@ -400,6 +402,8 @@ class Migration:
                 begin.shared.append(describe_shared(machine, shared_id, huge=shared_id in huge))
         if final:
             begin.core = core_of(self._execution)
+            if self._origin.images is not None:
+                begin.images.extend(self._origin.images.messages())
             if self._server is not None:
                 begin.post_copy.CopyFrom(make_plan(self._spec))
                 self._server.describe(begin)

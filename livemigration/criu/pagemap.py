@@ -203,16 +203,31 @@ def _not_in_parent(file: Path, address: int) -> ImageError:
     )
 
 
-def _ranges(records: Records, page_size: int) -> tuple[list[int], list[int], list[bool]]:
-    """Start, number of pages and "bytes are here" of each entry. Raises ImageError."""
+@dataclass(frozen=True, slots=True, eq=False)
+class PagemapRuns:
+    """The entries of one pagemap: starts and pages u64[r], ascending; flags u8[r]."""
+
+    starts: U64
+    pages: U64
+    flags: NDArray[np.uint8]
+
+
+def read_runs(records: Records, page_size: int) -> PagemapRuns:
+    """The entries after the head, checked one by one. Raises ImageError."""
     starts: list[int] = []
     counts: list[int] = []
-    present: list[bool] = []
+    flags: list[int] = []
     end = 0
     for entry in records.rest(PagemapEntry):
         start = records.required(entry, "vaddr")
         count = entry.nr_pages if entry.HasField("nr_pages") else entry.compat_nr_pages
-        here = _bytes_are_here(records.file, start, _flags(entry))
+        kind = _flags(entry)
+        if kind & ~_KNOWN_FLAGS:
+            raise ImageError(
+                records.file,
+                f"pages at {start:#x} have unknown flags {kind:#x} (compressed or encrypted?)",
+                "dump with CRIU up to 4.2, without compression",
+            )
         if start % page_size or start < end or count == 0 or start + count * page_size > 1 << 64:
             raise ImageError(
                 records.file,
@@ -221,18 +236,32 @@ def _ranges(records: Records, page_size: int) -> tuple[list[int], list[int], lis
             )
         starts.append(start)
         counts.append(count)
-        present.append(here)
+        flags.append(kind)
         end = start + count * page_size
-    return starts, counts, present
+    return PagemapRuns(
+        np.array(starts, np.uint64), np.array(counts, np.uint64), np.array(flags, np.uint8)
+    )
+
+
+def listed_ranges(records: Records, page_size: int) -> tuple[U64, U64]:
+    """Start and end of all ranges that a pagemap lists, u64[r]. Raises ImageError."""
+    records.first(PagemapHead)
+    runs = read_runs(records, page_size)
+    return runs.starts, runs.starts + runs.pages * np.uint64(page_size)
+
+
+def _ranges(records: Records, page_size: int) -> tuple[list[int], list[int], list[bool]]:
+    """Start, number of pages and "bytes are here" of each entry. Raises ImageError."""
+    runs = read_runs(records, page_size)
+    starts = runs.starts.tolist()
+    present = [
+        _bytes_are_here(records.file, start, flags)
+        for start, flags in zip(starts, runs.flags.tolist(), strict=True)
+    ]
+    return starts, runs.pages.tolist(), present
 
 
 def _bytes_are_here(file: Path, start: int, flags: int) -> bool:
-    if flags & ~_KNOWN_FLAGS:
-        raise ImageError(
-            file,
-            f"pages at {start:#x} have unknown flags {flags:#x} (compressed or encrypted?)",
-            "dump with CRIU up to 4.2, without compression",
-        )
     kind = flags & (PageFlags.PARENT | PageFlags.PRESENT)
     if kind == PageFlags.PRESENT:
         return True

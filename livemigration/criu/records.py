@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from livemigration.criu.errors import ImageError
-from livemigration.criu.magic import COMMON_MAGIC, INVENTORY_MAGIC
+from livemigration.criu.magic import COMMON_MAGIC, INVENTORY_MAGIC, SERVICE_MAGIC, STATS_MAGIC
 
 M = TypeVar("M", bound=Message)
 
@@ -31,11 +31,17 @@ def read_file(file: Path, advice: str) -> bytes:
 class Records:
     """The records of one image file, in order."""
 
-    def __init__(self, file: Path, magic: int, advice: str) -> None:
-        """Reads the file and checks its magic numbers. Raises ImageError."""
+    def __init__(self, file: Path, magic: int, advice: str, data: bytes | None = None) -> None:
+        """Reads the file, if its bytes are not given, and checks its magic numbers.
+
+        Raises ImageError.
+        """
         self.file = file
-        self._data = read_file(file, advice)
-        expected = [magic] if magic == INVENTORY_MAGIC else [COMMON_MAGIC, magic]
+        self._data = read_file(file, advice) if data is None else data
+        if magic == INVENTORY_MAGIC:
+            expected = [magic]
+        else:
+            expected = [SERVICE_MAGIC if magic == STATS_MAGIC else COMMON_MAGIC, magic]
         self._at = _U32.size * len(expected)
         header = self._data[: self._at]
         if len(header) < self._at:
