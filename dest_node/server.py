@@ -32,8 +32,8 @@ class DestinationConfig:
     mqtt: str = ""
     host_id: str = ""
     drill: Drill = field(default_factory=Drill)
-    export_images: str = ""  # a directory for each task that is taken over; {id}: the migration
     criu_pages: CriuPagesConfig | None = None  # needs a state directory
+    export_images: str = ""  # a directory for each task that is taken over; {id}: the migration
 
 
 async def serve_destination(config: DestinationConfig, on_ready: Callable[[str], None]) -> None:
@@ -52,8 +52,8 @@ async def serve_destination(config: DestinationConfig, on_ready: Callable[[str],
             store=store,
             telemetry=telemetry,
             drill=config.drill,
-            export_images=config.export_images,
             criu_pages=criu_pages,
+            export_images=config.export_images,
         )
         await node.start()
 

@@ -105,8 +105,8 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
         store: StateDirectory | None,
         telemetry: Telemetry,
         drill: Drill,
-        export_images: str = "",
         criu_pages: CriuPages | None = None,
+        export_images: str = "",
     ) -> None:
         """`export_images`: where tasks are written as CRIU images, with {id} for the migration."""
         self._export_images = export_images
