@@ -186,11 +186,11 @@ def test_a_hole_that_the_parent_lacks_ends_the_conversation(
     with page_servers(real_criu, tmp_path, 2, status=(0, 1)) as addresses:
         with say_to(addresses[0], real_criu) as sender:
             assert not sender.open(Target(TargetKind.PROCESS, 7))
-            sender.add(starts, one, one * np.uint64(PageFlags.PRESENT), bytes(PAGE))
+            sender.add(starts, one, one * np.uint64(PageFlags.PRESENT), [memoryview(bytes(PAGE))])
             sender.finish()
         with say_to(addresses[1], real_criu) as sender:
             assert sender.open(Target(TargetKind.PROCESS, 7))
-            sender.add(starts + np.uint64(PAGE), one, one * np.uint64(PageFlags.PARENT), b"")
+            sender.add(starts + np.uint64(PAGE), one, one * np.uint64(PageFlags.PARENT), [])
             with pytest.raises(PageServerError, match="in its parent images, and has not"):
                 sender.finish()
 

@@ -126,7 +126,7 @@ class Receiver:
         address, pages = message.address, message.pages
         image = checkpoint.check(address, pages, flags)
         if flags & PageFlags.PRESENT:
-            self._channel.copy_to(image.write, pages * image.page_size)
+            image.take_from(self._channel, pages * image.page_size)
             image.present(address, pages, flags)
         elif flags & PageFlags.PARENT:
             image.in_parent(address, pages)
