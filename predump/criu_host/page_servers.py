@@ -108,4 +108,4 @@ def _serve(server: PageServer, parent: str, page_size: int) -> None:
             raise MigrationError("the client went away without a dump")
         if server.auto_dedup and parent:
             dedup(folder, page_size)
-        receiver.confirm()
+        receiver.confirm(lent=server.listening is None)

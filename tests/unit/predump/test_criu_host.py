@@ -134,6 +134,24 @@ async def test_pre_dumps_and_a_dump_hold_the_memory(
         assert all(s.pages_skipped_parent > 0 for s in stats[1:])
 
 
+async def test_a_task_in_real_time(tmp_path: Path) -> None:
+    async with hosted(tmp_path) as (host, ask):
+        task = await host.start(scenario(WRITER, clock="wall"))
+        for number, parent in enumerate(["", "../0"]):
+            await asyncio.sleep(0.2)
+            await ask("pre-dump", str(number), pid=task.pid, parent_img=parent)
+            assert task.execution.running
+        await asyncio.sleep(0.2)
+        await ask("dump", "2", pid=task.pid, parent_img="../1", track_mem=True, leave_stopped=True)
+        assert task.workload.ops_done > 0
+        assert dumped(tmp_path / "2") == memory_of(task)
+        await host.end(task)
+        restored = host.tasks[await ask("restore", "2")]
+        done = restored.workload.ops_done
+        await asyncio.sleep(0.3)
+        assert restored.workload.ops_done > done
+
+
 async def test_a_restored_task_goes_on_as_if_it_had_never_been_dumped(tmp_path: Path) -> None:
     async with hosted(tmp_path) as (host, ask):
         task = await host.start(scenario(FORKS))
