@@ -15,11 +15,8 @@ COPY livemigration livemigration
 COPY source_node source_node
 COPY dest_node dest_node
 COPY predump predump
-# Numba's cache knows a source by its time. Layers keep whole seconds only, so the sources get a time
-# that survives; their bytecode is then not checked against it.
 RUN /opt/predump/bin/python -m pip install -q --no-deps --no-build-isolation --no-compile --root /out . \
  && cd /out/opt/predump/lib/python3.11/site-packages \
- && find . -name '*.py' -exec touch -d '2026-01-01 00:00:00 UTC' {} + \
  && /opt/predump/bin/python -m compileall -q --invalidation-mode unchecked-hash .
 
 FROM packages AS runtime
@@ -33,14 +30,16 @@ RUN useradd --system --create-home --uid 1000 predump \
 COPY --from=runtime /opt/predump /opt/predump
 COPY --from=build /out/ /
 COPY scripts/as-owner.sh /usr/local/bin/as-owner
-COPY --chown=predump:predump scripts/warm.py /opt/predump/warm.py
+# A folder `compiled`, if there is one, holds code that is compiled already (the compose tests' own).
+COPY --chown=predump:predump scripts/warm.py compile[d] /opt/predump/warm/
 ENV PATH=/opt/predump/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     NUMBA_CACHE_DIR=/var/cache/predump
 USER predump
 # Compile the model into the image. Another kind of processor than the builder's compiles again, into
 # the same folder; so may another user than predump (see as-owner).
-RUN python /opt/predump/warm.py \
+RUN find /opt/predump/warm -maxdepth 1 -name 'mm_model-*' -exec cp -r {} /var/cache/predump/ \; \
+ && python /opt/predump/warm/warm.py \
  && chmod -R a+rwX /var/cache/predump
 WORKDIR /app
 COPY --chown=predump:predump scenarios scenarios

@@ -18,6 +18,7 @@ import grpc
 import grpc.aio
 from google.protobuf import json_format
 
+from dest_node.criu_pages import CriuPages
 from dest_node.incoming import IncomingTask, Request
 from dest_node.page_channel import StreamChannel
 from dest_node.post_copy import VirtualRun, WallRun
@@ -104,6 +105,7 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
         store: StateDirectory | None,
         telemetry: Telemetry,
         drill: Drill,
+        criu_pages: CriuPages | None = None,
         export_images: str = "",
     ) -> None:
         """`export_images`: where tasks are written as CRIU images, with {id} for the migration."""
@@ -113,6 +115,7 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
         self._store = store
         self._telemetry = telemetry
         self._drill = drill
+        self._criu_pages = criu_pages
         self._incarnation = uuid.uuid4().hex
         self._incoming: IncomingTask | None = None
         self._connected = 0
@@ -139,6 +142,8 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
     async def close(self) -> None:
         """Stops a running task and frees everything; a state directory keeps what was committed."""
         incoming = self._incoming
+        if self._criu_pages is not None:
+            await asyncio.to_thread(self._criu_pages.close)
         await self._stop_post_copy()
         if incoming is not None:
             if incoming.execution is not None:
@@ -448,6 +453,20 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
                 await self._in_thread(self._store.forget)
             self._say("ended", incoming)
             return status
+
+    async def ListCheckpoints(
+        self, request: destination_node_pb2.ListCheckpointsRequest, context: _Context
+    ) -> destination_node_pb2.ListCheckpointsReply:
+        """What CRIU's dumps have brought."""
+        async with answering(context):
+            pages = self._criu_pages
+            if pages is None:
+                raise WrongState(
+                    "this node has no page server: start it with --criu-page-server HOST:PORT"
+                )
+            if request.new_chain:
+                pages.new_chain()
+            return await asyncio.to_thread(pages.describe)
 
     # -- small things
 

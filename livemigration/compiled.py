@@ -1,20 +1,21 @@
-"""``@compiled``: scalar loops over arrays as machine code, for this package.
+"""``@compiled``: scalar loops over arrays as machine code, for this package and those above it.
 
 Like the model's own decorator (`mm_model._compiled`), but with Numba's run time for arrays, since
-functions here allocate and return them. The GIL is released while they run. With
-``NUMBA_DISABLE_JIT=1`` the functions run as plain Python.
+functions here allocate and return them. The GIL is released while they run, and the code is kept
+beside the model's (`mm_model.code_cache`). With ``NUMBA_DISABLE_JIT=1`` the functions run as plain
+Python.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
-import numba
+from mm_model.code_cache import cached_njit
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def compiled(function: _F) -> _F:
     """Compile ``function`` in nopython mode, cached on disk."""
-    return cast("_F", numba.njit(cache=True, nogil=True)(function))
+    return cached_njit(function, nogil=True)

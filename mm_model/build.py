@@ -27,6 +27,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 SHARED = frozenset(
     {
         "_compiled",
+        "code_cache",
         "arch",
         "block",
         "errors",

@@ -42,6 +42,7 @@ from predump.workload_cli import workload_app
 if TYPE_CHECKING:
     import grpc
 
+    from dest_node.criu_pages import CriuPagesConfig
     from livemigration.drill import Drill
     from livemigration.service import ListenConfig
     from predump.runner import Hosts
@@ -305,6 +306,24 @@ def serve_dest_command(
     tls_key: TlsKey = None,
     tls_client_ca: ClientCa = None,
     export_images: ExportImages = "",
+    criu_page_server: Annotated[
+        str,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Also take `criu dump|pre-dump --page-server`, into --state-dir.",
+        ),
+    ] = "",
+    criu_tls_cert: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="With TLS there, as criu's --tls; its certificate."),
+    ] = None,
+    criu_tls_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The certificate's private key.")
+    ] = None,
+    criu_tls_client_ca: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Take dumps only from those that it signed."),
+    ] = None,
     drill: Drilled = "",
     debug: Debug = False,
 ) -> None:
@@ -321,6 +340,9 @@ def serve_dest_command(
             host_id=host_id,
             drill=_drill(drill, DESTINATION_PHASES),
             export_images=_checked_export(export_images),
+            criu_pages=_criu_pages(
+                criu_page_server, state_dir, criu_tls_cert, criu_tls_key, criu_tls_client_ca
+            ),
         )
         asyncio.run(serve_destination(config, _announcer("destination")))
 
@@ -479,6 +501,26 @@ def _listen(
     if port_file is not None and port_file.is_dir():
         raise InputError(f"--port-file {port_file}: is a directory; name a file in it")
     return ListenConfig(address=address, credentials=credentials, port_file=port_file)
+
+
+def _criu_pages(
+    address: str, state_dir: Path | None, cert: Path | None, key: Path | None, ca: Path | None
+) -> "CriuPagesConfig | None":
+    from dest_node.criu_pages import CriuPagesConfig
+    from livemigration.service import split_address
+    from livemigration.tls import server_context
+
+    if not address:
+        if cert or key or ca:
+            raise InputError("--criu-tls-... are for --criu-page-server HOST:PORT; give it too")
+        return None
+    try:
+        split_address(address)
+    except ValueError as error:
+        raise InputError(f"--criu-page-server: {error}") from error
+    if state_dir is None:
+        raise InputError("--criu-page-server needs --state-dir DIR, where the images are kept")
+    return CriuPagesConfig(address, server_context(cert, key, ca))
 
 
 def _policy_places(places: list[str]) -> tuple[str, ...]:

@@ -58,7 +58,7 @@ from livemigration.criu.pb.mm_pb2 import MmEntry, VmaEntry
 from livemigration.criu.pb.pstree_pb2 import PstreeEntry
 from livemigration.criu.record_writer import image
 from livemigration.layout import AddressSpace
-from livemigration.task import ROOT_PID, Task
+from livemigration.task import Task
 from mm_model import MAP_ANONYMOUS, MAP_LOCKED, MAP_SHARED, Vma
 
 _PROGRAM: Final = 1
@@ -107,13 +107,17 @@ def vma_entry(vma: Vma, page_size: int, files: Mapping[int, int]) -> VmaEntry:
 
 
 def born_naming(task: Task, spaces: Mapping[int, AddressSpace], name: str) -> Naming:
-    """Names and images of a task of the model; `name`: the program's."""
+    """Names and images of a task of the model; `name`: the program's.
+
+    The pids are those of `spaces`, which need not be the model's.
+    """
     page_size = task.machine.page_size
+    root = next(pid for pid, space in spaces.items() if space.ppid not in spaces)
     files = {file.object_id: _FIRST_MEMFD + n for n, file in enumerate(task.files)}
     shmids = {object_id: object_id for object_id in files}
     images: dict[str, bytes] = {
         "inventory.img": image(INVENTORY_MAGIC, [_inventory()]),
-        "pstree.img": image(PSTREE_MAGIC, [_tree_entry(space) for space in spaces.values()]),
+        "pstree.img": image(PSTREE_MAGIC, [_tree_entry(space, root) for space in spaces.values()]),
         "files.img": image(FILES_MAGIC, _files(name, files)),
     }
     if files:
@@ -131,7 +135,7 @@ def born_naming(task: Task, spaces: Mapping[int, AddressSpace], name: str) -> Na
         images[f"fs-{pid}.img"] = image(
             FS_MAGIC, [FsEntry(cwd_id=_ROOT, root_id=_ROOT, umask=0o22)]
         )
-        opened = list(files.values()) if pid == ROOT_PID else []
+        opened = list(files.values()) if pid == root else []
         images[f"fdinfo-{ids.files_id}.img"] = image(FDINFO_MAGIC, _descriptors(opened))
     return Naming({pid: pid for pid in spaces}, shmids, images, lazy)
 
@@ -167,10 +171,8 @@ def _ids(pid: int) -> KobjIds:
     )
 
 
-def _tree_entry(space: AddressSpace) -> PstreeEntry:
-    return PstreeEntry(
-        pid=space.pid, ppid=space.ppid, pgid=ROOT_PID, sid=ROOT_PID, threads=[space.pid]
-    )
+def _tree_entry(space: AddressSpace, root: int) -> PstreeEntry:
+    return PstreeEntry(pid=space.pid, ppid=space.ppid, pgid=root, sid=root, threads=[space.pid])
 
 
 def _files(name: str, files: Mapping[int, int]) -> list[FileEntry]:

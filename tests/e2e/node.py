@@ -6,13 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-START_S = 120.0
+from predump.testing.nodes import Node, Role, running_node
+
 SCENARIO = """
 schema = "predump.scenario/1"
 name = "small"
@@ -61,51 +61,14 @@ def predump(
     return Ended(ran.returncode, ran.stdout, ran.stderr)
 
 
-@dataclass
-class Node:
-    """A node that serves."""
-
-    address: str
-    process: subprocess.Popen[bytes]
-    log: Path
-
-    @property
-    def port(self) -> int:
-        return int(self.address.rpartition(":")[2])
-
-
 @contextmanager
 def node(
-    role: str, folder: Path, *arguments: str | Path, host: str = "localhost", dies: bool = False
+    role: Role, folder: Path, *arguments: str | Path, host: str = "localhost", dies: bool = False
 ) -> Iterator[Node]:
     """A node for as long as the context lasts. It must end well when it is asked to.
 
     `dies`: it must have been killed by then.
     """
-    # Names that no other node in this folder has.
-    number = len(list(folder.glob(f"{role}-*.log")))
-    log, port_file = folder / f"{role}-{number}.log", folder / f"{role}-{number}.address"
-    command = ["serve", role, "--listen", f"{host}:0", "--port-file", port_file, *arguments]
-    with (
-        log.open("wb") as output,
-        subprocess.Popen(
-            [sys.executable, "-m", "predump", *map(str, command)],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-        ) as process,
-    ):
-        try:
-            deadline = time.monotonic() + START_S
-            while not port_file.exists():
-                assert process.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, log.read_text()
-                time.sleep(0.02)
-            yield Node(port_file.read_text().strip(), process, log)
-            process.terminate()
-            # A node that still compiles (its first start on a machine) ends after that.
-            expected = -signal.SIGKILL if dies else 0
-            assert process.wait(START_S) == expected, log.read_text()
-        finally:
-            process.kill()
-    assert "Traceback" not in log.read_text()
+    with running_node(role, folder, *arguments, host=host) as running:
+        yield running
+        assert (running.process.poll() == -signal.SIGKILL) == dies, running.log_text()

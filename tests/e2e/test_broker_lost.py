@@ -12,7 +12,7 @@ from predump.overrides import parse_override
 from predump.result import Result
 from predump.runner import run_scenario
 from predump.scenario import load_scenario
-from tests.e2e.mosquitto_fixture import running_broker
+from predump.testing.broker import running_broker
 
 SCENARIO = Path(__file__).resolve().parents[2] / "scenarios/quickstart.toml"
 SLOW = (

@@ -19,13 +19,8 @@ import pytest
 import trustme
 
 from livemigration.telemetry import Telemetry, connection, open_telemetry, publisher
-from tests.e2e.mosquitto_fixture import (
-    Broker,
-    gate_to,
-    listening,
-    run_tool,
-    running_broker,
-)
+from predump.testing.broker import Broker, running_broker
+from tests.e2e.mosquitto_fixture import gate_to, listening, run_tool
 
 DOCS = Path(__file__).parents[2] / "docs" / "telemetry.md"
 STATE = "predump/v1/m/source/state"

@@ -18,8 +18,9 @@ import pytest
 from rich.console import Console
 
 from livemigration.telemetry import Telemetry, open_telemetry
+from predump.testing.broker import Broker, running_broker
 from predump.watch import run_watch
-from tests.e2e.mosquitto_fixture import Broker, run_tool, running_broker
+from tests.e2e.mosquitto_fixture import run_tool
 
 _WATCH = """
 import sys
