@@ -377,7 +377,11 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
     async def _watch_source(self, channel: StreamChannel) -> None:
         await channel.watch()
         if self._incoming is not None and channel.lost is not None:
-            self._say("source-lost", self._incoming, message=str(channel.lost))
+            message = str(channel.lost)
+            self._say("source-lost", self._incoming, message=message)
+            # The state is soon followed by an end, and may be skipped: the event is not.
+            migration_id = self._incoming.request.migration_id
+            self._telemetry.event(migration_id, "source-lost", message=message)
 
     async def _stop_post_copy(self) -> None:
         """Nobody waits for pages any more."""

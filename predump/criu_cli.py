@@ -2,6 +2,14 @@
 
 import typer
 
+from predump.criu_images_cli import (
+    dedup_command,
+    diff_command,
+    export_command,
+    import_command,
+    show_command,
+    verify_command,
+)
 from predump.criu_pages_cli import (
     fetch_command,
     lazy_server_command,
@@ -21,3 +29,9 @@ criu_app.command("send")(send_command)
 criu_app.command("received")(received_command)
 criu_app.command("lazy-server")(lazy_server_command)
 criu_app.command("fetch")(fetch_command)
+criu_app.command("export")(export_command)
+criu_app.command("import")(import_command)
+criu_app.command("show")(show_command)
+criu_app.command("verify")(verify_command)
+criu_app.command("diff")(diff_command)
+criu_app.command("dedup")(dedup_command)

@@ -42,6 +42,7 @@ from source_node.hosting import TaskRequest, build_task
 FIRST_PID = 1000
 DEFAULT_STEP_NS = 100_000_000
 MOST_TASKS = 256
+MOST_PAGE_SERVERS = 16
 MOST_ADVANCE_NS = 3600 * 10**9
 _KILLED = int(signal.SIGKILL)
 _KEPT_ENDS = 4096
@@ -306,6 +307,11 @@ class SimulatedHost:
 
     async def start_page_server(self, request: Request, journal: RequestLog) -> PageServerIs:
         """See `livemigration.criu.rpc.host.Host`."""
+        if len(self._servers) >= MOST_PAGE_SERVERS:
+            raise RpcFailure(
+                f"{MOST_PAGE_SERVERS} page servers wait for their clients, the limit here",
+                errno.EAGAIN,
+            )
         with failures("page server"):
             server = await asyncio.to_thread(open_page_server, self._free_pid(), request)
         page_size = self._page_size()

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,11 +44,13 @@ class PageServer:
     task: asyncio.Task[None] | None = None
 
     def close(self) -> None:
-        """Ends it, whatever it does."""
-        if self.listening is not None:
-            self.listening.close()
-        if self.channel is not None:
-            self.channel.close()
+        """Ends it, whatever it does: closing alone would not wake a thread that waits."""
+        with suppress(OSError):
+            if self.listening is not None:
+                self.listening.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):
+            if self.channel is not None:
+                self.channel.shutdown(socket.SHUT_RDWR)
 
 
 def open_page_server(pid: int, request: Request) -> PageServer:
@@ -70,13 +74,18 @@ def open_page_server(pid: int, request: Request) -> PageServer:
 async def serve(server: PageServer, parent: str, page_size: int) -> None:
     """One dump; afterwards `status` says how it went."""
     loop = asyncio.get_running_loop()
-    try:
-        await loop.run_in_executor(None, _serve, server, parent, page_size)
-    except (MigrationError, OSError) as error:
-        server.status, server.why = FAILED, str(error)
-    finally:
-        server.close()
-        server.ended.set()
+    # A thread of its own: it may wait for a client that never comes.
+    with ThreadPoolExecutor(1, thread_name_prefix="page-server") as pool:
+        try:
+            await loop.run_in_executor(pool, _serve, server, parent, page_size)
+        except (MigrationError, OSError) as error:
+            server.status, server.why = FAILED, str(error)
+        finally:
+            server.close()
+            for opened in (server.listening, server.channel):
+                if opened is not None:
+                    opened.close()
+            server.ended.set()
 
 
 def _serve(server: PageServer, parent: str, page_size: int) -> None:

@@ -91,8 +91,8 @@ def _request(options: rpc_pb2.RpcOptions, peer: Peer, images: int, work: int) ->
     pid = options.pid if options.HasField("pid") else peer.pid
     if pid <= 0:
         raise BadOptions(f"pid {pid} is no process")
-    if options.stand_in < 0:
-        raise BadOptions(f"stand_in {options.stand_in} is no process")
+    if options.HasField("stand_in"):
+        _check_stand_in(options.stand_in, peer)
     parent = options.parent_img
     if "\0" in parent:
         raise BadOptions("parent_img is no path")
@@ -112,6 +112,23 @@ def _request(options: rpc_pb2.RpcOptions, peer: Peer, images: int, work: int) ->
         has_net=bool(options.empty_ns & _CLONE_NEWNET),
         stand_in=options.stand_in,
     )
+
+
+def _check_stand_in(pid: int, peer: Peer) -> None:
+    """The process is killed with its task, so it must be one that the client made for that."""
+    parent = _parent_of(pid)
+    if parent <= 0 or pid == peer.pid or parent not in (peer.pid, _parent_of(peer.pid)):
+        raise BadOptions(f"stand_in {pid} is neither a child of the client nor of its parent")
+
+
+def _parent_of(pid: int) -> int:
+    """The parent of a process; -1 if it is no process."""
+    try:
+        # The name, in parentheses, may hold anything.
+        after_name = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2]
+        return int(after_name.split()[1])
+    except (OSError, ValueError, IndexError):
+        return -1
 
 
 def _page_server(options: rpc_pb2.RpcOptions, peer: Peer) -> PageServerAt | None:
