@@ -11,7 +11,7 @@ from livemigration.criu.images import ImageDirectory, load_into
 from livemigration.errors import BadRequest
 from livemigration.execution import Execution
 from livemigration.host.memory import host_task
-from livemigration.ownership import Ownership, OwnershipMachine
+from livemigration.ownership import Event, Ownership, OwnershipMachine
 from livemigration.snapshot import digest_task
 from livemigration.spec import TaskSpec
 from livemigration.task import ROOT_PID, Task, build_machine
@@ -103,7 +103,7 @@ class HostedTask:
         task, workload, extra = await asyncio.to_thread(build_task, request)
         execution = Execution(task, workload, wall=request.clock == "wall")
         hosted = cls(request, task, workload, execution, extra)
-        hosted.ownership.to(Ownership.RUNNING)
+        hosted.ownership.on(Event.START)
         execution.thaw()
         return hosted
 
@@ -127,7 +127,7 @@ class HostedTask:
         self.ownership.require(Ownership.RELEASED)
         await self.execution.close()
         self.task.release()
-        return await asyncio.to_thread(_run_reference, self.request, operations)
+        return await asyncio.to_thread(reference_digest, self.request, operations)
 
     async def end(self) -> None:
         """Stops the task and frees its memory."""
@@ -135,7 +135,8 @@ class HostedTask:
         self.task.release()
 
 
-def _run_reference(request: TaskRequest, operations: int) -> str:
+def reference_digest(request: TaskRequest, operations: int) -> str:
+    """Memory digest of a new task like the one asked for, after so many operations."""
     if request.spec.tracker == "host":
         # The model does the same stores: what real memory holds is then checked by other code.
         spec = request.spec.model_copy(update={"tracker": "soft-dirty"})
