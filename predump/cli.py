@@ -26,9 +26,11 @@ from predump.conform_cli import conform_app
 from predump.criu_cli import criu_app
 from predump.demo import demo_scenario, run_demo
 from predump.exit_status import BAD_INPUT, FAILED
+from predump.faults_cli import faults_app
 from predump.hunks_cli import hunks_app
 from predump.mm_cli import mm_command
 from predump.overrides import OverrideError, parse_override
+from predump.ownership_cli import ownership_command
 from predump.policies_cli import policies_command
 from predump.progress import make_progress
 from predump.render import make_console, print_result
@@ -60,9 +62,11 @@ app.add_typer(workload_app, name="workload")
 app.add_typer(conform_app, name="conform")
 app.add_typer(hunks_app, name="hunks")
 app.add_typer(criu_app, name="criu")
+app.add_typer(faults_app, name="faults")
 app.command("mm")(mm_command)
 app.command("sweep")(sweep_command)
 app.command("policies")(policies_command)
+app.command("ownership")(ownership_command)
 app.command("report")(report_command)
 app.command("compare")(compare_command)
 app.command("calibrate")(calibrate_command)

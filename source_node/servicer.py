@@ -24,7 +24,7 @@ from livemigration.status import answering
 from livemigration.telemetry import Telemetry
 from livemigration.v1 import common_pb2, source_node_pb2, source_node_pb2_grpc
 from livemigration.warm import WarmUp
-from source_node.grpc_transport import GrpcTransport
+from source_node.grpc_transport import GrpcTransport, Patience
 from source_node.hosting import HostedTask, TaskRequest
 from source_node.migration import Migration
 from source_node.outcome import NS, Outcome, Round
@@ -205,6 +205,8 @@ class SourceNode(source_node_pb2_grpc.SourceNodeServicer):
             self._need_task()
             if self._migrating():
                 raise WrongState("a migration is under way; abort it first")
+            if self._need_task().ownership.state in (Ownership.IN_DOUBT, Ownership.SERVING):
+                raise WrongState("the task is in doubt, with all its memory; settle it first")
             status = self._status()
             await self._drop_task()
             return status
@@ -244,7 +246,9 @@ class SourceNode(source_node_pb2_grpc.SourceNodeServicer):
             WallClock() if spec.clock == "wall" else VirtualClock(hosted.execution.advance)
         )
         events = _Events(hosted.migration_id, self._telemetry, hosted)
-        transport = GrpcTransport(request.destination, self._credentials, self._drill)
+        transport = GrpcTransport(
+            request.destination, self._credentials, self._drill, Patience.of(spec.patience)
+        )
         migration = Migration(
             migration_id=hosted.migration_id,
             spec=spec,
@@ -299,6 +303,8 @@ class SourceNode(source_node_pb2_grpc.SourceNodeServicer):
             running = self._running
             if running is None or request.migration_id != hosted.migration_id:
                 raise UnknownMigration(f"migration {request.migration_id!r} is not known here")
+            if self._migrating():
+                raise WrongState("the destination is still being asked; wait for the result")
             hosted.ownership.require(Ownership.IN_DOUBT)
             kind = source_node_pb2.SettleRequest
             if request.decision == kind.DECISION_KEEP:
