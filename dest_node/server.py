@@ -16,6 +16,8 @@ from dest_node.store import StateDirectory
 from livemigration.drill import Drill
 from livemigration.service import ListenConfig, default_host_id, serve
 from livemigration.telemetry import open_telemetry
+from livemigration.telemetry.service import add_telemetry
+from livemigration.telemetry.watched import Watched
 from livemigration.v1 import common_pb2, destination_node_pb2, destination_node_pb2_grpc
 
 SERVICE = destination_node_pb2.DESCRIPTOR.services_by_name["DestinationNode"].full_name
@@ -36,7 +38,8 @@ async def serve_destination(config: DestinationConfig, on_ready: Callable[[str],
     """Runs a destination until it is told to stop."""
     host_id = config.host_id or default_host_id("dest", config.listen)
     store = StateDirectory(config.state_dir) if config.state_dir is not None else None
-    async with open_telemetry(config.mqtt, role="dest", host_id=host_id) as telemetry:
+    async with open_telemetry(config.mqtt, role="dest", host_id=host_id) as broker:
+        telemetry = Watched(broker, role="dest", host_id=host_id)
         node = DestinationNode(
             host_id=host_id,
             version=version("predump"),
@@ -48,9 +51,13 @@ async def serve_destination(config: DestinationConfig, on_ready: Callable[[str],
 
         def add(server: grpc.aio.Server) -> tuple[str, ...]:
             _add_node(node, server)
-            return (SERVICE,)
+            return (SERVICE, add_telemetry(telemetry, server))
 
-        await serve(config.listen, add, on_ready=on_ready, close=node.close)
+        async def close() -> None:
+            await node.close()
+            telemetry.close()
+
+        await serve(config.listen, add, on_ready=on_ready, close=close)
 
 
 class _Handlers:
