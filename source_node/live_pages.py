@@ -35,6 +35,14 @@ class LiveRound:
     sent: Counter[int] = field(default_factory=Counter)  # pages by process, from the lowest on
     over: bool = False
 
+    def at_rest(self, page_size: int) -> list[DirtyVma]:
+        """The mappings as the scan saw them, of a task that does not run and so writes nothing."""
+        return [
+            DirtyVma(process.space.pid, vma, np.zeros((vma.end - vma.start) // page_size, np.bool_))
+            for process in self.scan.processes
+            for vma in process.space.vmas
+        ]
+
     def cells(self, now: Sequence[DirtyVma], page_size: int) -> dict[str, object]:
         """`vmas` of the record (docs/telemetry.md), with how many there are beside them."""
         shown = sorted(now, key=lambda m: m.vma.start - m.vma.end)[:MOST_VMAS]

@@ -214,8 +214,11 @@ class Migration:
         live = self._live
         if live is None:
             return None
-        with self._execution.lock:
-            now = self._tracker.written_since(self._execution.task)
+        if live.final:
+            now = live.at_rest(self._page_size)  # frozen, and perhaps gone by now
+        else:
+            with self._execution.lock:
+                now = self._tracker.written_since(self._execution.task)
         wire = sum(record.bytes_wire for record in self.outcome.rounds)
         return {
             "round": live.number,

@@ -7,10 +7,10 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -44,6 +44,7 @@ LOOK_SHARE = 0.02
 
 log = logging.getLogger(__name__)
 
+_T = TypeVar("_T")
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -133,6 +134,13 @@ class _Running:
     transport: GrpcTransport
     events: _Events
     work: asyncio.Task[None] | None = None
+
+
+def _timed(call: Callable[[], _T]) -> tuple[float, _T]:
+    """What a call returns, and before it how many seconds of this thread's time it took."""
+    began = time.thread_time()
+    made = call()
+    return time.thread_time() - began, made
 
 
 class SourceNode(source_node_pb2_grpc.SourceNodeServicer):
@@ -322,18 +330,17 @@ class SourceNode(source_node_pb2_grpc.SourceNodeServicer):
             await asyncio.sleep(max(LOOK_S, took / LOOK_SHARE))
 
     async def _look(self, running: _Running) -> float:
-        """Looks once; returns how many seconds that took."""
+        """Looks once; returns how many seconds of a processor that took."""
         if not self._telemetry.wants_pages:
             return 0.0
-        began = time.monotonic()
+        took, pages = 0.0, None
         try:
-            pages = await asyncio.to_thread(running.migration.look)
+            took, pages = await asyncio.to_thread(_timed, running.migration.look)
         except Exception:  # no migration fails because somebody looks on
             log.debug("looking on failed", exc_info=True)
-            pages = None
         if pages is not None:
             self._telemetry.pages(running.events.migration_id, pages)
-        return time.monotonic() - began
+        return took
 
     async def ChangePolicy(
         self, request: source_node_pb2.ChangePolicyRequest, context: _Context
