@@ -22,6 +22,8 @@ from bench.encoding import encoding_lines
 from bench.measure import Line
 from bench.migration import migration_lines, stream_lines
 from bench.model import model_lines
+from bench.page_server import page_server_lines
+from bench.speed import speed_lines
 from livemigration.service import keep_freed_memory
 
 
@@ -35,6 +37,8 @@ GROUPS: Final[dict[str, _Group]] = {
     "encoding": encoding_lines,
     "stream": stream_lines,
     "migration": migration_lines,
+    "page-server": page_server_lines,
+    "speed": speed_lines,
 }
 
 

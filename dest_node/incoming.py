@@ -26,6 +26,8 @@ from dest_node.post_copy import VirtualRun, WallRun
 from dest_node.reserve import reserve
 from dest_node.store import CommitRecord, StateDirectory
 from livemigration import batch
+from livemigration.criu.carried import CarriedImages
+from livemigration.criu.export import DumpTimes, export_task
 from livemigration.digest import gather_bytes
 from livemigration.encoding.decoder import Decoder
 from livemigration.errors import BadRequest, DamagedFrame, NoSpace, WrongState
@@ -83,13 +85,17 @@ class IncomingTask:
     post_copy: VirtualRun | WallRun | None = None  # ... once the task is this host's
     came: common_pb2.PostCopyRecord | None = None  # ... how they did, if a process before saw it
     when_kept: Callable[[], None] = lambda: None  # called when they are in the state directory
+    export_to: Path | None = None  # where the task is written as CRIU images when it is taken over
+    images: CarriedImages | None = None  # those that the task came with, beside its memory
     _received: int = 0  # pages of the round so far
     _decoder: Decoder | None = None  # while pages come
     _shared: dict[int, int] = field(default_factory=dict)
     _files: dict[int, int] = field(default_factory=dict)  # the source's object -> file number
 
     @classmethod
-    def prepare(cls, request: Request, store: StateDirectory | None) -> IncomingTask:
+    def prepare(
+        cls, request: Request, store: StateDirectory | None, export_to: Path | None = None
+    ) -> IncomingTask:
         """Makes room; `NoSpace` if there is none, ValueError if the spec is not one."""
         spec = request.spec()
         config = model_config(spec, request.extra_pages)
@@ -99,7 +105,7 @@ class IncomingTask:
             reserve(task.machine.content[: request.resident_pages + 1])
         except MemoryError as error:
             raise NoSpace(f"no room for {spec.memory} bytes of memory") from error
-        incoming = cls(request, spec, task, store)
+        incoming = cls(request, spec, task, store, export_to=export_to)
         incoming.ownership.to(Ownership.RECEIVING)
         return incoming
 
@@ -188,6 +194,10 @@ class IncomingTask:
         self._received = 0
         self.round_over = False
         self._open_decoder(begin)
+        if begin.images:
+            if not begin.final:
+                raise DamagedFrame("images beside the memory come with the final round alone")
+            self.images = CarriedImages.received(begin.images)
         machine = self.task.machine
         spaces = {process.pid: from_proto(process) for process in begin.processes}
         sizes = huge_objects(spaces.values())
@@ -258,6 +268,10 @@ class IncomingTask:
         file = self.task.files[self._files[shared.id]]
         self._shared[shared.id] = file.object_id
         drop_holes(machine, file.object_id, shared)
+
+    def object_here(self, source_object: int) -> int:
+        """This host's object for a file of the source's."""
+        return self.task.files[self._files[source_object]].object_id
 
     def _drop_dead(self, mm: Mm, process: common_pb2.Process) -> None:
         """Private pages that have no content at the source any more go away here."""
@@ -377,13 +391,30 @@ class IncomingTask:
             self.execution = self._restore()
             if self.missing is not None:
                 self._take_over_without_pages(self.missing)
-            elif self.store is not None:
-                machine = self.task.machine
-                self.store.commit(self._record())
-                machine.replace_content(
-                    self.store.private_pages(machine.config.frames, machine.page_size)
-                )
+            else:
+                self._export(self.execution)
+                self._keep()
             self.ownership.to(Ownership.COMMITTED)
+
+    def _export(self, execution: Execution) -> None:
+        """Writes the task, which is whole and at rest, as images; `ImageError` if it cannot."""
+        if self.export_to is None:
+            return
+        export_task(
+            self.task,
+            self.export_to,
+            carried=self.images,
+            name=f"predump-{self.spec.workload.kind}",
+            times=DumpTimes(uptime_ns=execution.workload_ns),
+        )
+
+    def _keep(self) -> None:
+        """The point of no return, of a host that keeps its task over a restart."""
+        if self.store is None:
+            return
+        machine = self.task.machine
+        self.store.commit(self._record())
+        machine.replace_content(self.store.private_pages(machine.config.frames, machine.page_size))
 
     def _take_over_without_pages(self, missing: MissingPages) -> None:
         assert self.begin is not None
@@ -399,14 +430,18 @@ class IncomingTask:
 
     def _whole(self) -> None:
         """The last page of a post-copy has come, and the task is at rest for a moment."""
-        if self.store is None:
-            return
         assert self.execution is not None
         assert self.post_copy is not None
+        self._export(self.execution)
+        if self.store is None:
+            return
+        begin = describe_task(self.execution, self.task)
+        if self.images is not None:
+            begin.images.extend(self.images.messages())
         self.store.commit(
             replace(
                 self._record(),
-                begin=describe_task(self.execution, self.task).SerializeToString(),
+                begin=begin.SerializeToString(),
                 memory_digest=digest_task(self.task).memory_digest,
                 post_copy=self.post_copy.record.SerializeToString(),
             )

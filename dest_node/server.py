@@ -11,9 +11,11 @@ from typing import Any, cast
 import grpc
 import grpc.aio
 
+from dest_node.criu_pages import CriuPages, CriuPagesConfig
 from dest_node.servicer import DestinationNode
 from dest_node.store import StateDirectory
 from livemigration.drill import Drill
+from livemigration.errors import BadRequest
 from livemigration.service import ListenConfig, default_host_id, serve
 from livemigration.telemetry import open_telemetry
 from livemigration.telemetry.service import add_telemetry
@@ -32,12 +34,19 @@ class DestinationConfig:
     mqtt: str = ""
     host_id: str = ""
     drill: Drill = field(default_factory=Drill)
+    criu_pages: CriuPagesConfig | None = None  # needs a state directory
+    export_images: str = ""  # a directory for each task that is taken over; {id}: the migration
 
 
 async def serve_destination(config: DestinationConfig, on_ready: Callable[[str], None]) -> None:
     """Runs a destination until it is told to stop."""
     host_id = config.host_id or default_host_id("dest", config.listen)
     store = StateDirectory(config.state_dir) if config.state_dir is not None else None
+    criu_pages = None
+    if config.criu_pages is not None:
+        if store is None:
+            raise BadRequest("a page server keeps what it gets: give a state directory too")
+        criu_pages = CriuPages(store.path, config.criu_pages)
     async with open_telemetry(config.mqtt, role="dest", host_id=host_id) as broker:
         telemetry = Watched(broker, role="dest", host_id=host_id)
         node = DestinationNode(
@@ -46,6 +55,8 @@ async def serve_destination(config: DestinationConfig, on_ready: Callable[[str],
             store=store,
             telemetry=telemetry,
             drill=config.drill,
+            criu_pages=criu_pages,
+            export_images=config.export_images,
         )
         await node.start()
 

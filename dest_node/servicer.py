@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import grpc
 import grpc.aio
 from google.protobuf import json_format
 
+from dest_node.criu_pages import CriuPages
 from dest_node.incoming import IncomingTask, Request
 from dest_node.page_channel import StreamChannel
 from dest_node.post_copy import VirtualRun, WallRun
@@ -102,12 +105,17 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
         store: StateDirectory | None,
         telemetry: Telemetry,
         drill: Drill,
+        criu_pages: CriuPages | None = None,
+        export_images: str = "",
     ) -> None:
+        """`export_images`: where tasks are written as CRIU images, with {id} for the migration."""
+        self._export_images = export_images
         self._host_id = host_id
         self._version = version
         self._store = store
         self._telemetry = telemetry
         self._drill = drill
+        self._criu_pages = criu_pages
         self._incarnation = uuid.uuid4().hex
         self._incoming: IncomingTask | None = None
         self._connected = 0
@@ -134,6 +142,8 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
     async def close(self) -> None:
         """Stops a running task and frees everything; a state directory keeps what was committed."""
         incoming = self._incoming
+        if self._criu_pages is not None:
+            await asyncio.to_thread(self._criu_pages.close)
         await self._stop_post_copy()
         if incoming is not None:
             if incoming.execution is not None:
@@ -200,8 +210,17 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
                 resident_pages=request.resident_pages,
             ),
             self._store,
+            self._export_to(request.migration_id),
         )
         self._say("prepared", self._incoming)
+
+    def _export_to(self, migration_id: str) -> Path | None:
+        """Where this host's operator wants the task's images. A peer's name for a migration becomes
+        one part of that path, never more."""
+        if not self._export_images:
+            return None
+        name = re.sub(r"[^A-Za-z0-9_-]", "_", migration_id)[:80]
+        return Path(self._export_images.replace("{id}", name))
 
     async def Transfer(  # type: ignore[override]  # reads and writes by hand, which is faster
         self, _: object, context: _Context
@@ -358,7 +377,11 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
     async def _watch_source(self, channel: StreamChannel) -> None:
         await channel.watch()
         if self._incoming is not None and channel.lost is not None:
-            self._say("source-lost", self._incoming, message=str(channel.lost))
+            message = str(channel.lost)
+            self._say("source-lost", self._incoming, message=message)
+            # The state is soon followed by an end, and may be skipped: the event is not.
+            migration_id = self._incoming.request.migration_id
+            self._telemetry.event(migration_id, "source-lost", message=message)
 
     async def _stop_post_copy(self) -> None:
         """Nobody waits for pages any more."""
@@ -434,6 +457,20 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
                 await self._in_thread(self._store.forget)
             self._say("ended", incoming)
             return status
+
+    async def ListCheckpoints(
+        self, request: destination_node_pb2.ListCheckpointsRequest, context: _Context
+    ) -> destination_node_pb2.ListCheckpointsReply:
+        """What CRIU's dumps have brought."""
+        async with answering(context):
+            pages = self._criu_pages
+            if pages is None:
+                raise WrongState(
+                    "this node has no page server: start it with --criu-page-server HOST:PORT"
+                )
+            if request.new_chain:
+                pages.new_chain()
+            return await asyncio.to_thread(pages.describe)
 
     # -- small things
 

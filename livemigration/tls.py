@@ -62,6 +62,39 @@ def server_credentials(
     )
 
 
+def client_context(tls: TlsConfig, *, check_name: bool = True) -> ssl.SSLContext:
+    """For a connection without gRPC to a peer whose certificate `tls.ca` signed. Raises TlsError.
+
+    Without `check_name` the certificate may be of another host.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = check_name
+    context.load_verify_locations(cadata=_authorities(tls.ca).decode("ascii", "replace"))
+    if _pair(tls.cert, tls.key) is not None:
+        assert tls.cert is not None
+        context.load_cert_chain(tls.cert, tls.key)
+    return context
+
+
+def server_context(
+    cert: Path | None, key: Path | None, client_ca: Path | None
+) -> ssl.SSLContext | None:
+    """As `server_credentials`, for a port without gRPC. Raises TlsError."""
+    if _pair(cert, key) is None:
+        if client_ca is not None:
+            raise TlsError("an authority of clients needs a certificate and key of this node")
+        return None
+    assert cert is not None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    # CRIU takes GnuTLS's "again" for a failure, which is what a session ticket makes of a read.
+    context.num_tickets = 0
+    context.load_cert_chain(cert, key)
+    if client_ca is not None:
+        context.load_verify_locations(cadata=_authorities(client_ca).decode("ascii", "replace"))
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
 def _pair(cert: Path | None, key: Path | None) -> tuple[bytes, bytes] | None:
     """The bytes of a certificate (and its chain) and of its key; None if there are none."""
     if cert is None and key is None:

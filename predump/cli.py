@@ -23,6 +23,7 @@ from predump.calibrate_cli import calibrate_command
 from predump.command import explained_errors, fail, unexpected
 from predump.compare_cli import compare_command
 from predump.conform_cli import conform_app
+from predump.criu_cli import criu_app
 from predump.demo import demo_scenario, run_demo
 from predump.exit_status import BAD_INPUT, FAILED
 from predump.hunks_cli import hunks_app
@@ -41,6 +42,7 @@ from predump.workload_cli import workload_app
 if TYPE_CHECKING:
     import grpc
 
+    from dest_node.criu_pages import CriuPagesConfig
     from livemigration.drill import Drill
     from livemigration.service import ListenConfig
     from predump.runner import Hosts
@@ -57,6 +59,7 @@ app.add_typer(serve_app, name="serve")
 app.add_typer(workload_app, name="workload")
 app.add_typer(conform_app, name="conform")
 app.add_typer(hunks_app, name="hunks")
+app.add_typer(criu_app, name="criu")
 app.command("mm")(mm_command)
 app.command("sweep")(sweep_command)
 app.command("policies")(policies_command)
@@ -118,6 +121,14 @@ ClientCa = Annotated[
     ),
 ]
 
+ExportImages = Annotated[
+    str,
+    typer.Option(
+        "--export-images",
+        metavar="DIR",
+        help="Write the task that was taken over as CRIU images; {id} in DIR is the migration's.",
+    ),
+]
 Drilled = Annotated[
     str,
     typer.Option(
@@ -186,6 +197,7 @@ def run(
     tls_ca: TlsCa = None,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
+    export_images: ExportImages = "",
     debug: Debug = False,
 ) -> None:
     """Run one migration. Exit status 0 only if it was verified, 3 if memory differs."""
@@ -197,8 +209,16 @@ def run(
             raise InputError("--tls-ca, --tls-cert and --tls-key need --source and --dest")
         if hosts is not None and mqtt:
             raise InputError("--mqtt is for nodes started here; give it to `predump serve` instead")
+        if hosts is not None and export_images:
+            raise InputError(
+                "--export-images is for a destination started here; give it to `predump serve "
+                "dest` instead"
+            )
         loaded = _load(scenario, sets, check_paths=hosts is None)
-        _run_and_report(loaded, hosts, _checked_broker(mqtt), json_target)
+        images = _checked_export(export_images)
+        if images and Path(images).is_dir() and any(Path(images).iterdir()):
+            raise InputError(f"--export-images {images}: is there already; name a new directory")
+        _run_and_report(loaded, hosts, _checked_broker(mqtt), json_target, export_images=images)
 
 
 @app.command()
@@ -285,6 +305,25 @@ def serve_dest_command(
     tls_cert: ServerCert = None,
     tls_key: TlsKey = None,
     tls_client_ca: ClientCa = None,
+    export_images: ExportImages = "",
+    criu_page_server: Annotated[
+        str,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Also take `criu dump|pre-dump --page-server`, into --state-dir.",
+        ),
+    ] = "",
+    criu_tls_cert: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="With TLS there, as criu's --tls; its certificate."),
+    ] = None,
+    criu_tls_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The certificate's private key.")
+    ] = None,
+    criu_tls_client_ca: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Take dumps only from those that it signed."),
+    ] = None,
     drill: Drilled = "",
     debug: Debug = False,
 ) -> None:
@@ -300,6 +339,10 @@ def serve_dest_command(
             mqtt=_checked_broker(mqtt),
             host_id=host_id,
             drill=_drill(drill, DESTINATION_PHASES),
+            export_images=_checked_export(export_images),
+            criu_pages=_criu_pages(
+                criu_page_server, state_dir, criu_tls_cert, criu_tls_key, criu_tls_client_ca
+            ),
         )
         asyncio.run(serve_destination(config, _announcer("destination")))
 
@@ -426,7 +469,12 @@ def _load(path: Path, sets: list[str] | None, *, check_paths: bool) -> Scenario:
 
 
 def _run_and_report(
-    scenario: Scenario, hosts: "Hosts | None", mqtt: str, json_target: str
+    scenario: Scenario,
+    hosts: "Hosts | None",
+    mqtt: str,
+    json_target: str,
+    *,
+    export_images: str = "",
 ) -> NoReturn:
     """Run the migration, show the result, write it as JSON where asked, and exit."""
     from predump.runner import run_scenario
@@ -440,6 +488,7 @@ def _run_and_report(
                 scenario,
                 hosts=hosts,
                 mqtt=mqtt or scenario.telemetry.mqtt,
+                export_images=export_images,
                 on_event=progress,
             )
         )
@@ -451,7 +500,19 @@ def _run_and_report(
             Path(json_target).write_text(result.to_json() + "\n", encoding="utf-8")
         except OSError as error:
             fail(f"{json_target}: cannot be written: {error.strerror}", FAILED)
+    if export_images and result.exit_code == 0:
+        folder = Path(export_images.replace("{id}", result.migration_id))
+        if not folder.is_dir():
+            fail(f"--export-images {folder}: the destination could not write it", FAILED)
     raise typer.Exit(result.exit_code)
+
+
+def _checked_export(folder: str) -> str:
+    """Refuse what cannot be a directory; makes the path absolute."""
+    path = Path(folder)
+    if folder and path.exists() and not path.is_dir():
+        raise InputError(f"--export-images {path}: is no directory")
+    return str(path.absolute()) if folder else ""
 
 
 def _check_writable(json_target: str) -> None:
@@ -517,6 +578,26 @@ def _listen(
     if port_file is not None and port_file.is_dir():
         raise InputError(f"--port-file {port_file}: is a directory; name a file in it")
     return ListenConfig(address=address, credentials=credentials, port_file=port_file)
+
+
+def _criu_pages(
+    address: str, state_dir: Path | None, cert: Path | None, key: Path | None, ca: Path | None
+) -> "CriuPagesConfig | None":
+    from dest_node.criu_pages import CriuPagesConfig
+    from livemigration.service import split_address
+    from livemigration.tls import server_context
+
+    if not address:
+        if cert or key or ca:
+            raise InputError("--criu-tls-... are for --criu-page-server HOST:PORT; give it too")
+        return None
+    try:
+        split_address(address)
+    except ValueError as error:
+        raise InputError(f"--criu-page-server: {error}") from error
+    if state_dir is None:
+        raise InputError("--criu-page-server needs --state-dir DIR, where the images are kept")
+    return CriuPagesConfig(address, server_context(cert, key, ca))
 
 
 def _policy_places(places: list[str]) -> tuple[str, ...]:

@@ -117,6 +117,7 @@ class LocalHosts:
     drill: str = ""
     debug: bool = False
     policies: Sequence[str] = ()
+    export_images: str = ""
     restart_destination: bool = True
     source: NodeProcess = field(init=False)
     dest: NodeProcess = field(init=False)
@@ -132,7 +133,10 @@ class LocalHosts:
             common.append("--debug")
         allowed = [word for place in self.policies for word in ("--policies", place)]
         self.source = NodeProcess("source", self.folder, [*common, *allowed])
-        self.dest = NodeProcess("dest", self.folder, [*common, "--state-dir", str(self.state_dir)])
+        export = ["--export-images", self.export_images] if self.export_images else []
+        self.dest = NodeProcess(
+            "dest", self.folder, [*common, *export, "--state-dir", str(self.state_dir)]
+        )
         try:
             drill = ["--drill", self.drill] if self.drill else []
             at_source = self.drill.partition("@")[2] in SOURCE_PHASES

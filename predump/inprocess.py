@@ -25,7 +25,7 @@ from predump.result import Result
 from predump.runner import to_result
 from predump.scenario import Scenario
 from source_node.hosting import HostedTask, TaskRequest
-from source_node.migration import Migration
+from source_node.migration import Migration, Observer
 from source_node.outcome import Outcome, Round
 
 
@@ -100,12 +100,16 @@ class InProcessTransport(Transport):
     async def verify(
         self, chunks: AsyncIterator[destination_node_pb2.VerifyChunk]
     ) -> destination_node_pb2.VerifyReply:
-        """Compares with the destination's own digests."""
+        """Compares with the destination's own digests, made while the source makes its own."""
         comparison = Comparison(self._there.spec.page_size)
-        async for chunk in chunks:
-            if chunk.digests or chunk.memory_digest:
-                comparison.add(chunk)
-        reply = comparison.compare(self._there.digest())
+        own = asyncio.ensure_future(asyncio.to_thread(self._there.digest))
+        try:
+            async for chunk in chunks:
+                if chunk.digests or chunk.memory_digest:
+                    comparison.add(chunk)
+        finally:
+            await asyncio.wait([own])  # it holds the lock and the model: let it end first
+        reply = comparison.compare(own.result())
         self._there.verified(equal=reply.equal, lazy=comparison.lazy)
         return reply
 
@@ -175,11 +179,16 @@ class _Silent:
 
 
 async def migrate_in_process(
-    scenario: Scenario, *, transport: InProcessTransport | None = None, migration_id: str = "local"
+    scenario: Scenario,
+    *,
+    transport: InProcessTransport | None = None,
+    migration_id: str = "local",
+    observer: Observer | None = None,
 ) -> Result:
     """Migrates a scenario's task within this process; virtual clock only (`BadRequest`).
 
-    With a `transport` of the caller's the task lives on at its destination.
+    With a `transport` of the caller's the task lives on at its destination. `observer` hears of
+    every step.
     """
     if scenario.migration.clock != "virtual":
         raise BadRequest('a migration within one process needs clock = "virtual"')
@@ -197,7 +206,7 @@ async def migrate_in_process(
         transport=there,
         policy=build_policy(scenario.migration.policy, scenario.policies),
         clock=VirtualClock(hosted.execution.advance),
-        observer=_Silent(),
+        observer=observer or _Silent(),
         reference=hosted.reference,
     )
     try:

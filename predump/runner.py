@@ -87,6 +87,7 @@ async def run_scenario(
     mqtt: str = "",
     drill: str = "",
     debug: bool = False,
+    export_images: str = "",
     on_event: Callable[[Event], None] | None = None,
     on_hosts: Callable[[LocalHosts], None] | None = None,
 ) -> Result:
@@ -94,7 +95,8 @@ async def run_scenario(
 
     Without `hosts`, both nodes are started as processes and stopped afterwards; `drill` is then
     given to the destination (livemigration.drill), `debug` to both, and `on_hosts` gets the
-    processes. Raises `RunError`.
+    processes; `export_images` names a directory for the task that arrived, as CRIU images. Raises
+    `RunError`.
     """
     async with AsyncExitStack() as stack:
         if hosts is None:
@@ -106,6 +108,7 @@ async def run_scenario(
                         drill=drill,
                         debug=debug,
                         policies=scenario.policies,
+                        export_images=export_images,
                     )
                 )
             except NodeFailed as error:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Generate livemigration/v1 from proto/, or check that it is what proto/ gives.
+"""Generate livemigration/v1 and livemigration/criu/pb from proto/, or check that they are current.
 
     python scripts/gen_protos.py            # write the stubs
     python scripts/gen_protos.py --check    # exit 1, naming the files, if they differ
@@ -18,7 +18,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTO_DIR = ROOT / "proto"
-PACKAGE = Path("livemigration/v1")
+SERVICES = Path("livemigration/v1")
+"""The nodes' own contract: messages and services."""
+MESSAGES = Path("livemigration/criu/pb")
+"""What CRIU writes and sends: messages alone."""
+PACKAGES = (SERVICES, MESSAGES)
 GENERATED = ("*_pb2.py", "*_pb2.pyi", "*_pb2_grpc.py", "*_pb2_grpc.pyi")
 
 
@@ -27,31 +31,29 @@ def generate(out: Path) -> None:
     from grpc_tools import _proto as bundled_protos
     from grpc_tools import protoc
 
-    protos = sorted(path.relative_to(PROTO_DIR) for path in (PROTO_DIR / PACKAGE).glob("*.proto"))
-    if not protos:
-        raise SystemExit(f"no .proto files in {PROTO_DIR / PACKAGE}")
     # protoc finds the mypy plugins on PATH; they are installed beside this interpreter.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    status = protoc.main(
-        [
-            "protoc",
-            f"-I{PROTO_DIR}",
-            f"-I{next(iter(bundled_protos.__path__))}",
-            f"--python_out={out}",
-            f"--grpc_python_out={out}",
-            f"--mypy_out=quiet:{out}",
-            f"--mypy_grpc_out=quiet:{out}",
-            *map(str, protos),
-        ]
-    )
-    if status:
-        raise SystemExit(status)
+    for package in PACKAGES:
+        protos = sorted(
+            path.relative_to(PROTO_DIR) for path in (PROTO_DIR / package).glob("*.proto")
+        )
+        if not protos:
+            raise SystemExit(f"no .proto files in {PROTO_DIR / package}")
+        plugins = [f"--python_out={out}", f"--mypy_out=quiet:{out}"]
+        if package == SERVICES:
+            plugins += [f"--grpc_python_out={out}", f"--mypy_grpc_out=quiet:{out}"]
+        includes = [f"-I{PROTO_DIR}", f"-I{next(iter(bundled_protos.__path__))}"]
+        status = protoc.main(["protoc", *includes, *plugins, *map(str, protos)])
+        if status:
+            raise SystemExit(status)
 
 
-def stubs(root: Path) -> dict[str, bytes]:
-    """Return the generated files below *root*: name -> bytes."""
-    folder = root / PACKAGE
-    return {path.name: path.read_bytes() for glob in GENERATED for path in folder.glob(glob)}
+def stubs(root: Path) -> dict[Path, bytes]:
+    """Return the generated files below *root*: path from there -> bytes."""
+    files = [
+        path for package in PACKAGES for glob in GENERATED for path in (root / package).glob(glob)
+    ]
+    return {path.relative_to(root): path.read_bytes() for path in files}
 
 
 def check() -> int:
@@ -61,10 +63,10 @@ def check() -> int:
         fresh = stubs(Path(folder))
     committed = stubs(ROOT)
     stale = sorted(
-        name for name in fresh.keys() | committed.keys() if fresh.get(name) != committed.get(name)
+        path for path in fresh.keys() | committed.keys() if fresh.get(path) != committed.get(path)
     )
-    for name in stale:
-        print(f"{PACKAGE / name} is not what {PROTO_DIR.name}/ gives: run `make proto`")
+    for path in stale:
+        print(f"{path} is not what {PROTO_DIR.name}/ gives: run `make proto`")
     if not stale:
         print(f"{len(fresh)} stub files match {PROTO_DIR.name}/")
     return 1 if stale else 0
@@ -75,12 +77,12 @@ def write() -> int:
     with tempfile.TemporaryDirectory() as folder:
         generate(Path(folder))
         fresh = stubs(Path(folder))
-    for name in stubs(ROOT).keys() - fresh.keys():
-        (ROOT / PACKAGE / name).unlink()
-        print(f"removed {PACKAGE / name}")
-    for name, data in sorted(fresh.items()):
-        (ROOT / PACKAGE / name).write_bytes(data)
-    print(f"wrote {len(fresh)} files to {PACKAGE}")
+    for path in stubs(ROOT).keys() - fresh.keys():
+        (ROOT / path).unlink()
+        print(f"removed {path}")
+    for path, data in sorted(fresh.items()):
+        (ROOT / path).write_bytes(data)
+    print(f"wrote {len(fresh)} files to {' and '.join(map(str, PACKAGES))}")
     return 0
 
 

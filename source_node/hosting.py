@@ -7,16 +7,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from livemigration.criu.images import ImageDirectory, load_into
+from livemigration.criu.carried import CarriedImages
+from livemigration.criu.images import ImageDirectory, load_task
 from livemigration.errors import BadRequest
 from livemigration.execution import Execution
 from livemigration.host.memory import host_task
 from livemigration.ownership import Ownership, OwnershipMachine
 from livemigration.snapshot import digest_task
 from livemigration.spec import TaskSpec
-from livemigration.task import ROOT_PID, Task, build_machine
+from livemigration.task import Task, build_machine
 from livemigration.workload import Workload, build_workload
-from mm_model import Machine
 from source_node.migration import TaskOrigin
 
 
@@ -55,7 +55,7 @@ def build_task(request: TaskRequest) -> tuple[Task, Workload, int]:
             f"{spec.page_size}; set page_size to {images.page_size}"
         )
     extra = images.pages
-    task = _task_of_images(build_machine(spec, extra), images)
+    task = load_task(build_machine(spec, extra), images)
     workload.setup(task, populate=False, from_image=True)
     return task, workload, extra
 
@@ -67,24 +67,6 @@ def _empty_task(spec: TaskSpec) -> Task:
     return Task(build_machine(spec))
 
 
-def _task_of_images(machine: Machine, images: ImageDirectory) -> Task:
-    """The dumped processes as a task; the dump's root becomes the root here, the rest follow by
-    pid.
-    """
-    loaded = load_into(machine, images)
-    parents = {process.pid: process.ppid for process in images.processes}
-    roots = [pid for pid, ppid in parents.items() if ppid not in parents]
-    order = [*roots, *sorted(pid for pid in loaded if pid not in roots)]
-    task = Task(machine, loaded[order[0]])
-    renamed = {order[0]: ROOT_PID}
-    for pid in order[1:]:
-        renamed[pid] = task.next_pid
-        task.next_pid += 1
-        task.processes[renamed[pid]] = loaded[pid]
-        task.parents[renamed[pid]] = renamed.get(parents[pid], ROOT_PID)
-    return task
-
-
 @dataclass(slots=True)
 class HostedTask:
     """The one task of a source host."""
@@ -94,6 +76,7 @@ class HostedTask:
     workload: Workload
     execution: Execution
     extra_pages: int
+    images: CarriedImages | None = None  # those beside the memory, if the task came out of some
     ownership: OwnershipMachine = field(default_factory=lambda: OwnershipMachine(source=True))
     migration_id: str = ""
 
@@ -101,8 +84,12 @@ class HostedTask:
     async def start(cls, request: TaskRequest) -> HostedTask:
         """Builds the task and lets it run."""
         task, workload, extra = await asyncio.to_thread(build_task, request)
+        images = None
+        if request.spec.source.images:
+            folder = request.base_dir / request.spec.source.images
+            images = await asyncio.to_thread(CarriedImages.read, folder)
         execution = Execution(task, workload, wall=request.clock == "wall")
-        hosted = cls(request, task, workload, execution, extra)
+        hosted = cls(request, task, workload, execution, extra, images)
         hosted.ownership.to(Ownership.RUNNING)
         execution.thaw()
         return hosted
@@ -116,6 +103,7 @@ class HostedTask:
             memory_bytes=self.request.spec.memory,
             extra_pages=self.extra_pages,
             tracker=self.request.spec.tracker,
+            images=self.images,
         )
 
     async def reference(self, operations: int) -> str:

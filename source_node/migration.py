@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from livemigration import batch
 from livemigration.clock import Clock
+from livemigration.criu.carried import CarriedImages
 from livemigration.digest import pages_equal
 from livemigration.encoding.encoder import build_encoder
 from livemigration.encoding.tally import Tally
@@ -97,6 +98,7 @@ class TaskOrigin:
     memory_bytes: int
     extra_pages: int  # beyond the spec's memory, from an image directory
     tracker: str = "soft-dirty"
+    images: CarriedImages | None = None  # of a task from such a directory, beside its memory
 
 
 @dataclass(slots=True)
@@ -263,8 +265,17 @@ class Migration:
             extra_pages=self._origin.extra_pages,
             resident_pages=self._execution.task.machine.used_frames,
         )
-        self._started_ns = self._clock.now_ns
         first_frame = time.monotonic_ns()
+        final = await self._rounds()
+        digests = await self._verify()
+        self.outcome.transfer_wall_ns = time.monotonic_ns() - first_frame
+        if self.outcome.verified:
+            await self._commit(digests, final)
+            await self._go_on()
+
+    async def _rounds(self) -> Round:
+        """All rounds, up to the last, which leaves the task frozen."""
+        self._started_ns = self._clock.now_ns
         number = 0
         if not self._policy.pre_dumps:
             self._decided = True
@@ -281,14 +292,22 @@ class Migration:
                 break
         final = await self._final_round(number, post_copy=decision.post_copy)
         self._observer.round(final, self._clock.now_ns)
-        digests = await self._verify()
-        self.outcome.transfer_wall_ns = time.monotonic_ns() - first_frame
-        if self.outcome.verified:
-            await self._commit(digests, final)
-            await self._go_on()
+        return final
+
+    async def _get_ready(self, number: int) -> None:
+        """Before the task is stopped for a round: whatever may take long without it."""
+
+    async def _deliver(self, scan: RoundScan, number: int, *, final: bool) -> None:
+        """Sends what a scan found, up to the last frame's leaving."""
+        await self._send_frame(
+            batch.encode_begin(self._next(), number, self._begin(scan, final=final))
+        )
+        await self._copy(scan, number)
+        await self._send_frame(batch.encode_end(self._next(), number, self._end(final=final)))
 
     async def _pre_dump(self, number: int) -> Round:
         self._say("round", f"round {number}")
+        await self._get_ready(number)
         start = self._clock.now_ns
         self._traffic = _Traffic()
         await self._freeze()
@@ -297,11 +316,7 @@ class Migration:
         frozen = self._clock.now_ns - start
         self._thaw()
         self._bucket.start()
-        await self._send_frame(
-            batch.encode_begin(self._next(), number, self._begin(scan, final=False))
-        )
-        await self._copy(scan, number)
-        await self._send_frame(batch.encode_end(self._next(), number, self._end(final=False)))
+        await self._deliver(scan, number, final=False)
         await self._pass_time(self._link.latency_ns + self._spec.costs.round_ns(scan.present))
         await self._flush()
         return self._record(number, scan, start, frozen)
@@ -333,6 +348,7 @@ class Migration:
         return f"policy changed to {self._policy.name}: "
 
     async def _final_round(self, number: int, *, post_copy: bool) -> Round:
+        await self._get_ready(number)
         self._say("freeze", "freezing the task for the final round")
         down = self.outcome.downtime
         start = self._clock.now_ns
@@ -349,11 +365,7 @@ class Migration:
         before = self._clock.now_ns
         self._bucket.start()
         self._last_frame_ns = 0
-        await self._send_frame(
-            batch.encode_begin(self._next(), number, self._begin(scan, final=True))
-        )
-        await self._copy(scan, number)
-        await self._send_frame(batch.encode_end(self._next(), number, self._end(final=True)))
+        await self._deliver(scan, number, final=True)
         await self._flush()
         self._spend_final(down, self._clock.now_ns - before)
         reason = "final round, frozen"
@@ -440,6 +452,8 @@ class Migration:
                 begin.shared.append(describe_shared(machine, shared_id, huge=shared_id in huge))
         if final:
             begin.core = core_of(self._execution)
+            if self._origin.images is not None:
+                begin.images.extend(self._origin.images.messages())
             if self._server is not None:
                 begin.post_copy.CopyFrom(make_plan(self._spec))
                 self._server.describe(begin)

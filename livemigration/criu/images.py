@@ -1,23 +1,29 @@
-"""Reading CRIU image directories, and making the model's memory of them: where to begin."""
+"""CRIU image directories, read and written: where to begin."""
 
 from __future__ import annotations
 
-from livemigration.criu.directory import (
-    ImageDirectory,
-    ImageProcess,
-    ImageVma,
-    SharedSegment,
-)
+from livemigration.criu.carried import CarriedImages
+from livemigration.criu.directory import ImageDirectory, ImageProcess, SharedSegment
 from livemigration.criu.errors import ImageError
-from livemigration.criu.load import load_into
+from livemigration.criu.export import DumpTimes, Exported, RoundPages, export_task
+from livemigration.criu.load import load_into, load_task
+from livemigration.criu.page_writer import Flavour
 from livemigration.criu.pagemap import PageSet
+from livemigration.criu.tables import ImageVma
 
 __all__ = [
+    "CarriedImages",
+    "DumpTimes",
+    "Exported",
+    "Flavour",
     "ImageDirectory",
     "ImageError",
     "ImageProcess",
     "ImageVma",
     "PageSet",
+    "RoundPages",
     "SharedSegment",
+    "export_task",
     "load_into",
+    "load_task",
 ]

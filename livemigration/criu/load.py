@@ -7,7 +7,8 @@ What a dump carries is installed byte for byte; what it does not carry is not ma
   mapping's name says so;
 * shared mappings of files become empty shared memory, for the same reason;
 * shared anonymous segments become shared objects, with their pages in the object: the processes'
-  page tables have no entries for them until they are touched;
+  page tables have no entries for them until they are touched; memfds likewise, and private mappings
+  of a memfd are private mappings of the object;
 * vvar and vsyscall are the kernel's own and are left out; the vdso, which a dump carries, is data.
 """
 
@@ -18,9 +19,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from livemigration.criu.directory import ImageDirectory, ImageProcess, ImageVma, SharedSegment
+from livemigration.criu.directory import ImageDirectory, ImageProcess, SharedSegment
 from livemigration.criu.errors import ImageError
 from livemigration.criu.magic import VmaStatus
+from livemigration.criu.naming import model_pids
+from livemigration.criu.tables import ImageVma
+from livemigration.task import ROOT_PID, Task, TaskFile
 from mm_model import (
     MAP_ANONYMOUS,
     MAP_FIXED,
@@ -38,11 +42,41 @@ from mm_model import (
 _INSTALL_BYTES: Final = 16 << 20
 """Pages are read and installed in pieces, so that loading takes little memory of its own."""
 
-_DUMPED_ONLY: Final = " (dumped pages only)"
+DUMPED_ONLY: Final = " (dumped pages only)"
+"""Ends the name of a mapping of a file."""
+
+
+def load_task(machine: Machine, images: ImageDirectory) -> Task:
+    """The dumped processes as a task: the dump's root becomes the root, the others follow by pid.
+
+    Memfds that a descriptor keeps become the task's files. Raises ImageError as `load_into`.
+    """
+    spaces, objects = _load(machine, images)
+    parents = {process.pid: process.ppid for process in images.processes}
+    pids = model_pids(parents)
+    ordered = sorted(pids, key=pids.__getitem__)
+    task = Task(machine, spaces[ordered[0]])
+    for pid in ordered[1:]:
+        task.processes[pids[pid]] = spaces[pid]
+        task.parents[pids[pid]] = pids.get(parents[pid], ROOT_PID)
+    task.next_pid = len(ordered) + 1
+    for shmid, segment in images.shared.items():
+        if segment.is_file:
+            pages = machine.shared(objects[shmid]).npages
+            task.files.append(TaskFile(objects[shmid], pages, on_disk=False))
+    return task
 
 
 def load_into(machine: Machine, images: ImageDirectory) -> dict[int, Mm]:
     """Makes the address spaces of all processes in `images`; returns them by their pids there.
+
+    Raises ImageError as `load_task`.
+    """
+    return _load(machine, images)[0]
+
+
+def _load(machine: Machine, images: ImageDirectory) -> tuple[dict[int, Mm], dict[int, int]]:
+    """Address spaces by the images' pids, and objects of the machine by the segments' ids.
 
     Raises ImageError if the machine's page size is another, or if the model cannot hold the images
     (too few frames, addresses beyond its address space).
@@ -55,7 +89,9 @@ def load_into(machine: Machine, images: ImageDirectory) -> dict[int, Mm]:
         )
     try:
         objects = {
-            shmid: machine.create_shared(segment.size // images.page_size)
+            shmid: machine.create_shared(
+                max(segment.size // images.page_size, 1), keep=segment.is_file
+            )
             for shmid, segment in images.shared.items()
         }
         spaces = {
@@ -69,7 +105,7 @@ def load_into(machine: Machine, images: ImageDirectory) -> dict[int, Mm]:
             f"the model cannot hold it: {error}",
             "give the machine more memory, or dump a smaller program",
         ) from error
-    return spaces
+    return spaces, objects
 
 
 def _make_space(machine: Machine, process: ImageProcess, objects: dict[int, int]) -> Mm:
@@ -89,8 +125,9 @@ def _make_space(machine: Machine, process: ImageProcess, objects: dict[int, int]
 
 def _map(machine: Machine, mm: Mm, vma: ImageVma, objects: dict[int, int]) -> None:
     shared_id = pgoff = 0
-    if vma.is_anon_shared:
-        flags, shared_id = MAP_SHARED, objects[vma.shmid]
+    if vma.has_segment:
+        flags = MAP_SHARED if vma.is_anon_shared else MAP_PRIVATE
+        shared_id = objects[vma.shmid]
         pgoff = vma.pgoff // machine.page_size
     elif vma.status & VmaStatus.FILE_SHARED:
         flags = MAP_SHARED  # of an object of its own
@@ -109,7 +146,7 @@ def _map(machine: Machine, mm: Mm, vma: ImageVma, objects: dict[int, int]) -> No
 
 def _name(vma: ImageVma) -> str:
     if vma.is_file:
-        return (vma.name or "file") + _DUMPED_ONLY
+        return (vma.name or "file") + DUMPED_ONLY
     if vma.is_heap:
         return "[heap]"
     if vma.is_stack:

@@ -10,6 +10,8 @@ from typing import Final
 
 COMMON_MAGIC: Final = 0x54564319
 """Begins every image but the inventory and raw pages; the image's own magic follows it."""
+SERVICE_MAGIC: Final = 0x55105940
+"""Begins stats-dump and stats-restore instead."""
 
 INVENTORY_MAGIC: Final = 0x58313116
 PSTREE_MAGIC: Final = 0x50273030
@@ -18,6 +20,10 @@ CORE_MAGIC: Final = 0x55053847
 MM_MAGIC: Final = 0x57492820
 FILES_MAGIC: Final = 0x56303138
 MEMFD_INODE_MAGIC: Final = 0x48453499
+IDS_MAGIC: Final = 0x54432030
+FS_MAGIC: Final = 0x51403912
+FDINFO_MAGIC: Final = 0x56213732
+STATS_MAGIC: Final = 0x57093306
 
 IMAGE_VERSIONS: Final = (1, 2)
 """inventory.img_version of a complete dump: 1 (v1.0), 2 (v1.1). A pre-dump has none."""
@@ -50,6 +56,8 @@ class VmaStatus(IntFlag):
     GUARD = 1 << 16
 
 
+TASK_ALIVE: Final = 1
+"""core_entry.tc.task_state of a task that runs."""
 TASK_DEAD: Final = 2
 """core_entry.tc.task_state of a zombie, which has no memory."""
 
@@ -63,3 +71,10 @@ MAP_GROWSDOWN: Final = 0x100
 
 AT_PAGESZ: Final = 6
 """The auxiliary vector's key for the page size: the only place where images tell it."""
+
+MACHINE_X86_64: Final = 1
+MACHINE_AARCH64: Final = 3
+"""core_entry.mtype."""
+
+PRE_DUMP_SPLICE: Final = 1
+"""inventory.pre_dump_mode: pages were taken by pipes."""

@@ -15,21 +15,21 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from livemigration.criu.errors import ImageError
 from livemigration.criu.magic import PAGEMAP_MAGIC, PageFlags
-from livemigration.criu.messages import PagemapEntry, PagemapHead
+from livemigration.criu.pb.pagemap_pb2 import PagemapEntry, PagemapHead
 from livemigration.criu.records import Records
 
 U64 = NDArray[np.uint64]
 I64 = NDArray[np.int64]
 
 _KNOWN_FLAGS: Final = int(PageFlags.PARENT | PageFlags.LAZY | PageFlags.PRESENT)
-_LONGEST_CHAIN: Final = 1000
+LONGEST_CHAIN: Final = 1000
 _NOT_ONE_DUMP: Final = "pagemap and pages files must come from one dump: copy both again"
 
 
@@ -110,7 +110,7 @@ def read_page_set(directory: Path, name: str, page_size: int) -> PageSet:
     chain = [directory]
     while _needs_parent(chain[-1] / name):
         chain.append(_parent_of(chain[-1], name))
-        if len(chain) > _LONGEST_CHAIN:
+        if len(chain) > LONGEST_CHAIN:
             raise ImageError(
                 directory / "parent", "the chain of parents has no end", "mend the symlinks"
             )
@@ -121,7 +121,7 @@ def read_page_set(directory: Path, name: str, page_size: int) -> PageSet:
     return pages
 
 
-def _flags(entry: Any) -> int:
+def _flags(entry: PagemapEntry) -> int:
     """The entry's flags, also of versions that had none (init_compat_pagemap_entry)."""
     if entry.in_parent:
         return int(entry.flags | PageFlags.PARENT)
@@ -143,6 +143,39 @@ def _needs_parent(file: Path) -> bool:
         _flags(entry) & (PageFlags.PARENT | PageFlags.PRESENT) == PageFlags.PARENT
         for entry in records.rest(PagemapEntry)
     )
+
+
+def parent_folder(directory: Path) -> Path | None:
+    """Where ``parent`` leads, None without one. Raises ImageError if it leads nowhere."""
+    link = directory / "parent"
+    if not link.is_symlink() and not link.exists():
+        return None
+    parent = directory / link.readlink() if link.is_symlink() else link
+    if not parent.is_dir():
+        raise ImageError(
+            link, "leads to no directory", "put the images of the pre-dump where the symlink says"
+        )
+    plain = Path(os.path.normpath(parent))  # which a symlink on the way may make another place
+    return plain if plain.is_dir() and plain.samefile(parent) else parent
+
+
+def chain_of(directory: Path) -> list[Path]:
+    """A directory and its parents, nearest first. Raises ImageError if the chain is broken."""
+    chain = [directory]
+    while (parent := parent_folder(chain[-1])) is not None:
+        chain.append(parent)
+        if len(chain) > LONGEST_CHAIN:
+            raise ImageError(
+                directory / "parent", "the chain of parents has no end", "mend the symlinks"
+            )
+    return chain
+
+
+def read_pagemap(file: Path, page_size: int) -> tuple[int, PagemapRuns]:
+    """The number of the pages file, and the entries. Raises ImageError."""
+    records = _records(file)
+    pages_id: int = records.required(records.first(PagemapHead), "pages_id")
+    return pages_id, read_runs(records, page_size)
 
 
 def _parent_of(directory: Path, name: str) -> Path:
@@ -203,16 +236,31 @@ def _not_in_parent(file: Path, address: int) -> ImageError:
     )
 
 
-def _ranges(records: Records, page_size: int) -> tuple[list[int], list[int], list[bool]]:
-    """Start, number of pages and "bytes are here" of each entry. Raises ImageError."""
+@dataclass(frozen=True, slots=True, eq=False)
+class PagemapRuns:
+    """The entries of one pagemap: starts and pages u64[r], ascending; flags u8[r]."""
+
+    starts: U64
+    pages: U64
+    flags: NDArray[np.uint8]
+
+
+def read_runs(records: Records, page_size: int) -> PagemapRuns:
+    """The entries after the head, checked one by one. Raises ImageError."""
     starts: list[int] = []
     counts: list[int] = []
-    present: list[bool] = []
+    flags: list[int] = []
     end = 0
     for entry in records.rest(PagemapEntry):
         start = records.required(entry, "vaddr")
-        count = entry.nr_pages if entry.HasField("nr_pages") else entry.nr_pages_32
-        here = _bytes_are_here(records.file, start, _flags(entry))
+        count = entry.nr_pages if entry.HasField("nr_pages") else entry.compat_nr_pages
+        kind = _flags(entry)
+        if kind & ~_KNOWN_FLAGS:
+            raise ImageError(
+                records.file,
+                f"pages at {start:#x} have unknown flags {kind:#x} (compressed or encrypted?)",
+                "dump with CRIU up to 4.2, without compression",
+            )
         if start % page_size or start < end or count == 0 or start + count * page_size > 1 << 64:
             raise ImageError(
                 records.file,
@@ -221,18 +269,32 @@ def _ranges(records: Records, page_size: int) -> tuple[list[int], list[int], lis
             )
         starts.append(start)
         counts.append(count)
-        present.append(here)
+        flags.append(kind)
         end = start + count * page_size
-    return starts, counts, present
+    return PagemapRuns(
+        np.array(starts, np.uint64), np.array(counts, np.uint64), np.array(flags, np.uint8)
+    )
+
+
+def listed_ranges(records: Records, page_size: int) -> tuple[U64, U64]:
+    """Start and end of all ranges that a pagemap lists, u64[r]. Raises ImageError."""
+    records.first(PagemapHead)
+    runs = read_runs(records, page_size)
+    return runs.starts, runs.starts + runs.pages * np.uint64(page_size)
+
+
+def _ranges(records: Records, page_size: int) -> tuple[list[int], list[int], list[bool]]:
+    """Start, number of pages and "bytes are here" of each entry. Raises ImageError."""
+    runs = read_runs(records, page_size)
+    starts = runs.starts.tolist()
+    present = [
+        _bytes_are_here(records.file, start, flags)
+        for start, flags in zip(starts, runs.flags.tolist(), strict=True)
+    ]
+    return starts, runs.pages.tolist(), present
 
 
 def _bytes_are_here(file: Path, start: int, flags: int) -> bool:
-    if flags & ~_KNOWN_FLAGS:
-        raise ImageError(
-            file,
-            f"pages at {start:#x} have unknown flags {flags:#x} (compressed or encrypted?)",
-            "dump with CRIU up to 4.2, without compression",
-        )
     kind = flags & (PageFlags.PARENT | PageFlags.PRESENT)
     if kind == PageFlags.PRESENT:
         return True

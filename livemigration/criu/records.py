@@ -5,13 +5,14 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from livemigration.criu.errors import ImageError
-from livemigration.criu.magic import COMMON_MAGIC, INVENTORY_MAGIC
-from livemigration.criu.messages import MessageClass
+from livemigration.criu.magic import COMMON_MAGIC, INVENTORY_MAGIC, SERVICE_MAGIC, STATS_MAGIC
+
+M = TypeVar("M", bound=Message)
 
 _U32: Final = struct.Struct("<I")
 _DUMP_AGAIN: Final = "dump again, or copy the whole directory again"
@@ -30,11 +31,17 @@ def read_file(file: Path, advice: str) -> bytes:
 class Records:
     """The records of one image file, in order."""
 
-    def __init__(self, file: Path, magic: int, advice: str) -> None:
-        """Reads the file and checks its magic numbers. Raises ImageError."""
+    def __init__(self, file: Path, magic: int, advice: str, data: bytes | None = None) -> None:
+        """Reads the file, if its bytes are not given, and checks its magic numbers.
+
+        Raises ImageError.
+        """
         self.file = file
-        self._data = read_file(file, advice)
-        expected = [magic] if magic == INVENTORY_MAGIC else [COMMON_MAGIC, magic]
+        self._data = read_file(file, advice) if data is None else data
+        if magic == INVENTORY_MAGIC:
+            expected = [magic]
+        else:
+            expected = [SERVICE_MAGIC if magic == STATS_MAGIC else COMMON_MAGIC, magic]
         self._at = _U32.size * len(expected)
         header = self._data[: self._at]
         if len(header) < self._at:
@@ -46,7 +53,7 @@ class Records:
                 "give a directory written by criu dump, on a little-endian machine",
             )
 
-    def next(self, message: MessageClass) -> Any | None:
+    def next(self, message: type[M]) -> M | None:
         """The next record as an instance of `message`, None at the end. Raises ImageError."""
         if self._at == len(self._data):
             return None
@@ -68,19 +75,19 @@ class Records:
                 self.file, f"the record of {size} bytes at {body} is no protobuf", _DUMP_AGAIN
             ) from None
 
-    def first(self, message: MessageClass) -> Any:
+    def first(self, message: type[M]) -> M:
         """The next record, which must be there. Raises ImageError."""
         record = self.next(message)
         if record is None:
             raise ImageError(self.file, "has no record", _DUMP_AGAIN)
         return record
 
-    def rest(self, message: MessageClass) -> Iterator[Any]:
+    def rest(self, message: type[M]) -> Iterator[M]:
         """All records to come. Raises ImageError."""
         while (record := self.next(message)) is not None:
             yield record
 
-    def required(self, record: Any, field: str) -> Any:
+    def required(self, record: Message, field: str) -> Any:
         """A field of a record that must have it. Raises ImageError."""
         if not record.HasField(field):
             raise ImageError(self.file, f"a record has no {field}", _DUMP_AGAIN)

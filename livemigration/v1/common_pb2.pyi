@@ -305,6 +305,7 @@ class RoundBegin(_message.Message):
     CORE_FIELD_NUMBER: _builtins.int
     DELTA_CACHE_PAGES_FIELD_NUMBER: _builtins.int
     POST_COPY_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
     final: _builtins.bool
     """sent frozen"""
     core: _builtins.str
@@ -323,6 +324,10 @@ class RoundBegin(_message.Message):
     def post_copy(self) -> Global___PostCopyPlan:
         """final round: the lazy pages come while the task runs already"""
 
+    @_builtins.property
+    def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___CarriedImage]:
+        """Final round of a task that came out of CRIU images: those beside its pages, as they were."""
+
     def __init__(
         self,
         *,
@@ -332,14 +337,39 @@ class RoundBegin(_message.Message):
         core: _builtins.str = ...,
         delta_cache_pages: _builtins.int = ...,
         post_copy: Global___PostCopyPlan | None = ...,
+        images: _abc.Iterable[Global___CarriedImage] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["post_copy", b"post_copy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["core", b"core", "delta_cache_pages", b"delta_cache_pages", "final", b"final", "post_copy", b"post_copy", "processes", b"processes", "shared", b"shared"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["core", b"core", "delta_cache_pages", b"delta_cache_pages", "final", b"final", "images", b"images", "post_copy", b"post_copy", "processes", b"processes", "shared", b"shared"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RoundBegin: _TypeAlias = RoundBegin  # noqa: Y015
+
+@_typing.final
+class CarriedImage(_message.Message):
+    """An image file of CRIU: registers, open files and whatever else the model does not know."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    content: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        content: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CarriedImage: _TypeAlias = CarriedImage  # noqa: Y015
 
 @_typing.final
 class PostCopyPlan(_message.Message):

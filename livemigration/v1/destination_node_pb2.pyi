@@ -408,3 +408,134 @@ class EndTaskRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EndTaskRequest: _TypeAlias = EndTaskRequest  # noqa: Y015
+
+@_typing.final
+class ListCheckpointsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NEW_CHAIN_FIELD_NUMBER: _builtins.int
+    new_chain: _builtins.bool
+    """the next dump to come has no parent"""
+    def __init__(
+        self,
+        *,
+        new_chain: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["new_chain", b"new_chain"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCheckpointsRequest: _TypeAlias = ListCheckpointsRequest  # noqa: Y015
+
+@_typing.final
+class ListCheckpointsReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    CHECKPOINTS_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    """where the page server listens"""
+    @_builtins.property
+    def checkpoints(self) -> _containers.RepeatedCompositeFieldContainer[Global___Checkpoint]:
+        """oldest first"""
+
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+        checkpoints: _abc.Iterable[Global___Checkpoint] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "checkpoints", b"checkpoints"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCheckpointsReply: _TypeAlias = ListCheckpointsReply  # noqa: Y015
+
+@_typing.final
+class Checkpoint(_message.Message):
+    """One connection to the page server: an image directory, whose parent is the one before it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHAIN_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    FOLDER_FIELD_NUMBER: _builtins.int
+    COMPLETE_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    DIALECT_FIELD_NUMBER: _builtins.int
+    BYTES_RECEIVED_FIELD_NUMBER: _builtins.int
+    DURATION_NS_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    chain: _builtins.int
+    number: _builtins.int
+    """in the chain, from 1"""
+    folder: _builtins.str
+    """at the destination"""
+    complete: _builtins.bool
+    error: _builtins.str
+    """why it is not"""
+    dialect: _builtins.str
+    """CRIU version whose words the client speaks: 4.1 or 4.2"""
+    bytes_received: _builtins.int
+    duration_ns: _builtins.int
+    digest: _builtins.str
+    """of all live pages, those in the parents among them"""
+    @_builtins.property
+    def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___CheckpointImage]: ...
+    def __init__(
+        self,
+        *,
+        chain: _builtins.int = ...,
+        number: _builtins.int = ...,
+        folder: _builtins.str = ...,
+        complete: _builtins.bool = ...,
+        error: _builtins.str = ...,
+        dialect: _builtins.str = ...,
+        bytes_received: _builtins.int = ...,
+        duration_ns: _builtins.int = ...,
+        digest: _builtins.str = ...,
+        images: _abc.Iterable[Global___CheckpointImage] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_received", b"bytes_received", "chain", b"chain", "complete", b"complete", "dialect", b"dialect", "digest", b"digest", "duration_ns", b"duration_ns", "error", b"error", "folder", b"folder", "images", b"images", "number", b"number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Checkpoint: _TypeAlias = Checkpoint  # noqa: Y015
+
+@_typing.final
+class CheckpointImage(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARED_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    PAGES_FIELD_NUMBER: _builtins.int
+    HOLES_FIELD_NUMBER: _builtins.int
+    shared: _builtins.bool
+    """a shared segment, not a process"""
+    id: _builtins.int
+    """its pid or shmid"""
+    pages: _builtins.int
+    holes: _builtins.int
+    """pages left to the parent"""
+    def __init__(
+        self,
+        *,
+        shared: _builtins.bool = ...,
+        id: _builtins.int = ...,
+        pages: _builtins.int = ...,
+        holes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["holes", b"holes", "id", b"id", "pages", b"pages", "shared", b"shared"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckpointImage: _TypeAlias = CheckpointImage  # noqa: Y015

@@ -90,6 +90,11 @@ class DestinationNodeStub:
                 request_serializer=livemigration_dot_v1_dot_destination__node__pb2.EndTaskRequest.SerializeToString,
                 response_deserializer=livemigration_dot_v1_dot_destination__node__pb2.MigrationStatus.FromString,
                 _registered_method=True)
+        self.ListCheckpoints = channel.unary_unary(
+                '/livemigration.v1.DestinationNode/ListCheckpoints',
+                request_serializer=livemigration_dot_v1_dot_destination__node__pb2.ListCheckpointsRequest.SerializeToString,
+                response_deserializer=livemigration_dot_v1_dot_destination__node__pb2.ListCheckpointsReply.FromString,
+                _registered_method=True)
 
 
 class DestinationNodeServicer:
@@ -172,6 +177,13 @@ class DestinationNodeServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListCheckpoints(self, request, context):
+        """What real `criu dump --page-server` has sent to this node's page server.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DestinationNodeServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -229,6 +241,11 @@ def add_DestinationNodeServicer_to_server(servicer, server):
                     servicer.EndTask,
                     request_deserializer=livemigration_dot_v1_dot_destination__node__pb2.EndTaskRequest.FromString,
                     response_serializer=livemigration_dot_v1_dot_destination__node__pb2.MigrationStatus.SerializeToString,
+            ),
+            'ListCheckpoints': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCheckpoints,
+                    request_deserializer=livemigration_dot_v1_dot_destination__node__pb2.ListCheckpointsRequest.FromString,
+                    response_serializer=livemigration_dot_v1_dot_destination__node__pb2.ListCheckpointsReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -528,6 +545,33 @@ class DestinationNode:
             '/livemigration.v1.DestinationNode/EndTask',
             livemigration_dot_v1_dot_destination__node__pb2.EndTaskRequest.SerializeToString,
             livemigration_dot_v1_dot_destination__node__pb2.MigrationStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCheckpoints(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/livemigration.v1.DestinationNode/ListCheckpoints',
+            livemigration_dot_v1_dot_destination__node__pb2.ListCheckpointsRequest.SerializeToString,
+            livemigration_dot_v1_dot_destination__node__pb2.ListCheckpointsReply.FromString,
             options,
             channel_credentials,
             insecure,

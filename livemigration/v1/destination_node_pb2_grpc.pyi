@@ -56,6 +56,8 @@ class DestinationNodeStub:
     """Lets the workload go on until the given workload time, then reports the memory's digest."""
     EndTask: _grpc.UnaryUnaryMultiCallable[_destination_node_pb2.EndTaskRequest, _destination_node_pb2.MigrationStatus]
     """Ends a task that this host owns and frees its memory."""
+    ListCheckpoints: _grpc.UnaryUnaryMultiCallable[_destination_node_pb2.ListCheckpointsRequest, _destination_node_pb2.ListCheckpointsReply]
+    """What real `criu dump --page-server` has sent to this node's page server."""
 
 @_typing.type_check_only
 class DestinationNodeAsyncStub(DestinationNodeStub):
@@ -84,6 +86,8 @@ class DestinationNodeAsyncStub(DestinationNodeStub):
     """Lets the workload go on until the given workload time, then reports the memory's digest."""
     EndTask: _aio.UnaryUnaryMultiCallable[_destination_node_pb2.EndTaskRequest, _destination_node_pb2.MigrationStatus]  # type: ignore[assignment]
     """Ends a task that this host owns and frees its memory."""
+    ListCheckpoints: _aio.UnaryUnaryMultiCallable[_destination_node_pb2.ListCheckpointsRequest, _destination_node_pb2.ListCheckpointsReply]  # type: ignore[assignment]
+    """What real `criu dump --page-server` has sent to this node's page server."""
 
 class DestinationNodeServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -175,5 +179,13 @@ class DestinationNodeServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_destination_node_pb2.MigrationStatus, _abc.Awaitable[_destination_node_pb2.MigrationStatus]]:
         """Ends a task that this host owns and frees its memory."""
+
+    @_abc_1.abstractmethod
+    def ListCheckpoints(
+        self,
+        request: _destination_node_pb2.ListCheckpointsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_destination_node_pb2.ListCheckpointsReply, _abc.Awaitable[_destination_node_pb2.ListCheckpointsReply]]:
+        """What real `criu dump --page-server` has sent to this node's page server."""
 
 def add_DestinationNodeServicer_to_server(servicer: DestinationNodeServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

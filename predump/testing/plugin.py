@@ -15,6 +15,7 @@ import pytest
 
 if TYPE_CHECKING:
     from predump.testing.broker import Broker
+    from predump.testing.criu import CriuHost
     from predump.testing.network import Faults
     from predump.testing.nodes import Node
     from predump.testing.pair import Pair
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 _MARKERS: Final = (
     "predump_hunks_off(*names): the model in this test's predump_pair lacks these hunks of the "
     "patch (`predump hunks list` names them)",
+    "predump_tasks(*scenarios): scenario files of the tasks that this test's predump_criu_rpc or "
+    "predump_criu begins with; without, one small task",
     "predump_network(cut_after=0, cuts=1, silent=False, bytes_per_s=0): the network of this test's "
     "predump_pair breaks after so many bytes, falls silent, or is slow",
 )
@@ -92,6 +95,34 @@ def predump_broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
 
     with running_broker(_folder(request, "predump-broker")) as broker:
         yield broker
+
+
+@pytest.fixture
+def predump_criu_rpc(request: pytest.FixtureRequest) -> Iterator[CriuHost]:
+    """A host that speaks CRIU's RPC on `.socket`, with simulated tasks (`.pids`)."""
+    from predump.testing.criu import running_criu_host
+    from predump.testing.pair import SMALL
+
+    folder = _folder(request, "criu")
+    scenarios = [
+        scenario
+        for marker in request.node.iter_markers("predump_tasks")
+        for scenario in marker.args
+    ]
+    if not scenarios:
+        small = folder / "small.toml"
+        small.write_text(SMALL)
+        scenarios = [small]
+    with running_criu_host(folder, scenarios) as host:
+        yield host
+
+
+@pytest.fixture
+def predump_criu(predump_criu_rpc: CriuHost, monkeypatch: pytest.MonkeyPatch) -> CriuHost:
+    """The same, with a `criu` on PATH that asks it: what the test starts finds no other."""
+    for name in ("PATH", "PREDUMP_CRIU_SOCKET"):
+        monkeypatch.setenv(name, predump_criu_rpc.environment[name])
+    return predump_criu_rpc
 
 
 class _Lasting:

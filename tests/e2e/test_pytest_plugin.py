@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import importlib.metadata
 import socket
+import subprocess
 from pathlib import Path
 
 import grpc
@@ -17,11 +18,14 @@ from livemigration.v1 import (
     source_node_pb2_grpc,
 )
 from predump.testing.broker import Broker
+from predump.testing.criu import CriuHost
 from predump.testing.network import Faults, faulty_network
 from predump.testing.nodes import Node, NodeError, running_node
 from predump.testing.pair import Pair
 
 pytest_plugins = ["pytester"]
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_pytest_finds_the_plugin_where_predump_is_installed() -> None:
@@ -87,6 +91,32 @@ async def test_single_hosts_answer_at_their_addresses(
         )
     assert here.pid == predump_source.process.pid
     assert there.pid == predump_destination.process.pid
+
+
+def test_a_tool_that_runs_criu_finds_ours(predump_criu: CriuHost, tmp_path: Path) -> None:
+    """What a test starts by name, three pre-dumps deep: each holds what was written since."""
+    for number in (1, 2, 3):
+        images = tmp_path / str(number)
+        images.mkdir()
+        parent = ["--prev-images-dir", f"../{number - 1}"] if number > 1 else []
+        command = ["criu", "pre-dump", "--track-mem", "-t", str(predump_criu.pid), "-D", images]
+        subprocess.run([*command, *parent], check=True)
+        predump_criu.advance("100ms")
+    sizes = [
+        sum(file.stat().st_size for file in (tmp_path / str(number)).glob("pages-*.img"))
+        for number in (1, 2, 3)
+    ]
+    assert sizes[0] == 4 << 20
+    assert 0 < sizes[1] < sizes[0]
+    assert 0 < sizes[2] < sizes[0]
+    (task,) = predump_criu.tasks()
+    assert task["running"]
+
+
+@pytest.mark.predump_tasks(ROOT / "scenarios" / "quickstart.toml", ROOT / "scenarios" / "idle.toml")
+def test_a_client_of_the_rpc_finds_the_tasks_that_it_asked_for(predump_criu_rpc: CriuHost) -> None:
+    assert [task["name"] for task in predump_criu_rpc.tasks()] == ["quickstart", "idle"]
+    assert predump_criu_rpc.pids == (1000, 1001)
 
 
 def test_a_broker_listens(predump_broker: Broker) -> None:

@@ -1,0 +1,1 @@
+"""CRIU's page-server protocol, in both dialects and both directions."""

@@ -1,0 +1,1 @@
+"""Stubs generated from proto/livemigration/criu/pb (see scripts/gen_protos.py); do not edit."""
