@@ -562,7 +562,7 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
             incoming.request.migration_id,
             state=state,
             owner="destination" if incoming.ownership.state is Ownership.COMMITTED else "source",
-            round=incoming.round,
+            round=incoming.round if incoming.round >= 0 else None,
             sequence=incoming.sequence,
             **fields,
         )

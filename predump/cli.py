@@ -384,6 +384,83 @@ def watch(
 
 
 @app.command()
+def dashboard(
+    listen: Annotated[
+        str, typer.Option("--listen", metavar="HOST:PORT", help="Port 0 takes a free one.")
+    ] = "127.0.0.1:7080",
+    mqtt: Annotated[
+        str,
+        typer.Option("--mqtt", metavar="URL", help="Hear of migrations from a broker."),
+    ] = "",
+    source: Annotated[
+        str,
+        typer.Option(metavar="HOST:PORT", help="Watch this source; default: start one."),
+    ] = "",
+    dest: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Its destination; default: start one.")
+    ] = "",
+    results: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="RESULTS",
+            help="Finished runs: result files of sweeps, results as JSON, folders; repeatable.",
+        ),
+    ] = None,
+    scenarios: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Scenario files that can be started from the page."),
+    ] = None,
+    name: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A name that this machine is asked for by; repeatable."),
+    ] = None,
+    allow_control: Annotated[
+        bool,
+        typer.Option(
+            "--allow-control",
+            help="Let others than this machine start and abort migrations as well.",
+        ),
+    ] = False,
+    port_file: PortFile = None,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    debug: Debug = False,
+) -> None:
+    """Show migrations on a page, live, and start them from there; until Ctrl-C."""
+    with explained_errors(_explained, debug=debug):
+        try:
+            import starlette  # noqa: F401
+            import uvicorn  # noqa: F401
+        except ImportError as error:
+            raise InputError(
+                "the dashboard needs starlette and uvicorn: pip install predump[dashboard]"
+            ) from error
+        from predump.dashboard.serve import DashboardConfig, serve_dashboard
+
+        if bool(source) != bool(dest):
+            raise InputError("--source and --dest go together; give both, or none")
+        if not source and (tls_ca or tls_cert or tls_key):
+            raise InputError("--tls-ca, --tls-cert and --tls-key need --source and --dest")
+        if scenarios is not None and not scenarios.is_dir():
+            raise InputError(f"--scenarios {scenarios}: there is no such directory")
+        for path in results or []:
+            if not path.exists():
+                raise InputError(f"--results {path}: there is no such file or directory")
+        config = DashboardConfig(
+            listen=_listen(listen, None, port_file).address,
+            mqtt=_checked_broker(mqtt),
+            hosts=_hosts(source, dest, tls_ca, tls_cert, tls_key) if source else None,
+            results=results or (),
+            scenarios=scenarios,
+            names=name or (),
+            allow_control=allow_control,
+            port_file=port_file,
+        )
+        asyncio.run(serve_dashboard(config, _announcer("dashboard")))
+
+
+@app.command()
 def version() -> None:
     """Show the versions of Predump and of what it runs on."""
     for name, number in versions().items():

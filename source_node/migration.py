@@ -15,7 +15,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Protocol
 
@@ -49,14 +49,15 @@ from livemigration.snapshot import (
     nonzero_pages,
     without_pages,
 )
-from livemigration.spec import MigrationSpec, lazy_of
+from livemigration.spec import MigrationSpec, PolicySpec, lazy_of
 from livemigration.transport import Transport
 from livemigration.v1 import common_pb2, destination_node_pb2
 from livemigration.verification import addresses_of, chunks, ranges
 from mm_model import MmError
 from source_node.dirty import build_tracker
 from source_node.frames import FrameMaker, Heading, Made
-from source_node.outcome import Downtime, Outcome, Round
+from source_node.live_pages import LiveRound
+from source_node.outcome import NS, Downtime, Outcome, Round
 from source_node.page_map import PageMaps
 from source_node.page_server import PageServer, make_plan, split_scan
 from source_node.tracker import ProcessScan, RoundScan
@@ -160,6 +161,9 @@ class Migration:
         self._tracker = build_tracker(origin.tracker)
         self._frames = self._frame_maker()
         self._abort_reason: str | None = None
+        self._next_policy: tuple[PolicySpec, Policy] | None = None
+        self._decided = False  # the final round comes, whatever a policy would say
+        self._live: LiveRound | None = None
         self._sequence = 0
         self._traffic = _Traffic()
         self._last_frame_ns = 0
@@ -195,6 +199,38 @@ class Migration:
     def request_abort(self, reason: str) -> None:
         """Ends the migration at the next batch; the task stays here."""
         self._abort_reason = reason
+
+    def change_policy(self, spec: PolicySpec, policy: Policy) -> bool:
+        """`policy` decides from the end of this round on. False: nothing is left to decide."""
+        if self._decided or not self._policy.pre_dumps:
+            return False
+        self._next_policy = (spec, policy)
+        return True
+
+    def look(self) -> dict[str, object] | None:
+        """Where the pages are now (docs/telemetry.md, `pages`); None before the first scan.
+
+        May be called from any thread. Holds the task up for one look at its page tables, and takes
+        no time of the virtual clock.
+        """
+        live = self._live
+        if live is None:
+            return None
+        if live.final:
+            now = live.at_rest(self._page_size)  # frozen, and perhaps gone by now
+        else:
+            with self._execution.lock:
+                now = self._tracker.written_since(self._execution.task)
+        wire = sum(record.bytes_wire for record in self.outcome.rounds)
+        return {
+            "round": live.number,
+            "final": live.final,
+            "over": live.over,
+            "at_s": (self._clock.now_ns - self._started_ns) / NS,
+            "bytes_wire": wire if live.over else wire + self._traffic.bytes_wire,
+            "page_size": self._page_size,
+            **live.cells(now, self._page_size),
+        }
 
     async def run(self) -> Outcome:
         """Migrates; never raises for what can go wrong in a migration, see `Outcome.error`."""
@@ -247,6 +283,7 @@ class Migration:
         self._started_ns = self._clock.now_ns
         number = 0
         if not self._policy.pre_dumps:
+            self._decided = True
             decision = self._policy.decide(RoundView(0, 0, 0, 0, 0, 0, self._page_size))
         while self._policy.pre_dumps:
             record = await self._pre_dump(number)
@@ -256,6 +293,7 @@ class Migration:
             self._observer.round(record, self._clock.now_ns)
             number += 1
             if decision.freeze:
+                self._decided = True
                 break
         final = await self._final_round(number, post_copy=decision.post_copy)
         self._observer.round(final, self._clock.now_ns)
@@ -279,6 +317,7 @@ class Migration:
         self._traffic = _Traffic()
         await self._freeze()
         scan = await self._in_thread(self._scan, number == 0)
+        self._live = LiveRound(number, False, scan)
         frozen = self._clock.now_ns - start
         self._thaw()
         self._bucket.start()
@@ -288,10 +327,11 @@ class Migration:
         return self._record(number, scan, start, frozen)
 
     async def _decide(self, record: Round) -> Decision:
+        changed = self._take_policy()
         dirty = 0
         if self._policy.counts_dirty:
             dirty = await self._in_thread(self._count_dirty)
-        return self._policy.decide(
+        decision = self._policy.decide(
             RoundView(
                 round=record.round,
                 pages_written=record.pages_sent,
@@ -302,6 +342,15 @@ class Migration:
                 page_size=self._page_size,
             )
         )
+        return replace(decision, reason=changed + decision.reason)
+
+    def _take_policy(self) -> str:
+        """Puts the policy in charge that somebody asked for, and says so."""
+        if self._next_policy is None:
+            return ""
+        (spec, self._policy), self._next_policy = self._next_policy, None
+        self._spec = self._spec.model_copy(update={"policy": spec})
+        return f"policy changed to {self._policy.name}: "
 
     async def _final_round(self, number: int, *, post_copy: bool) -> Round:
         await self._get_ready(number)
@@ -316,6 +365,7 @@ class Migration:
         down.scan_ns = self._clock.now_ns - start - down.freeze_ns
         if post_copy:
             scan = self._leave_behind(scan, number)
+        self._live = LiveRound(number, True, scan)
         self._say("final", f"final round: {scan.to_send} pages, frozen")
         before = self._clock.now_ns
         self._bucket.start()
@@ -498,6 +548,8 @@ class Migration:
             copied, task.machine.page_size, one_after_other=not self._execution.running
         )
         self._count(made, packing, time.monotonic_ns() - began)
+        if part.file < 0 and self._live is not None:
+            self._live.sent[part.pid] += int(part.addresses.size)
         return made.frame, heading.sequence
 
     def _count(self, made: Made, packing: Packing, took_ns: int) -> None:
@@ -573,6 +625,8 @@ class Migration:
             decode_ns=self._traffic.decode_ns,
         )
         self.outcome.rounds.append(record)
+        if self._live is not None:
+            self._live.over = True
         return record
 
     # -- proof, hand-over, going on
