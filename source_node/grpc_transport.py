@@ -31,6 +31,7 @@ from livemigration.errors import (
     WrongState,
 )
 from livemigration.link import NS
+from livemigration.observe.tracing import Metadata
 from livemigration.transport import PageSource
 from livemigration.v1 import common_pb2, destination_node_pb2, destination_node_pb2_grpc
 from source_node.page_stream import PageStream
@@ -78,8 +79,11 @@ class GrpcTransport:
         address: str,
         credentials: grpc.ChannelCredentials | None = None,
         drill: Drill | None = None,
+        trace: Callable[[], Metadata] = tuple,
     ) -> None:
+        """`trace`: what calls carry, so that the destination's spans join the source's."""
         self._address = address
+        self._trace = trace
         self._drill = drill or Drill()
         self._channel = open_channel(address, credentials)
         self._stub: destination_node_pb2_grpc.DestinationNodeAsyncStub = (
@@ -133,10 +137,14 @@ class GrpcTransport:
                     resident_pages=resident_pages,
                 ),
                 timeout=CALL_S,
+                metadata=self._metadata(),
             )
         except grpc.aio.AioRpcError as error:
             raise self._error(error) from error
         self._open()
+
+    def _metadata(self) -> Metadata:
+        return (("migration-id", self._id), *self._trace())
 
     def _error(self, error: grpc.aio.AioRpcError) -> MigrationError:
         kind = _ANSWERS.get(error.code())
@@ -148,7 +156,7 @@ class GrpcTransport:
 
     def _open(self) -> None:
         self._broken = None
-        self._stream = self._open_transfer(metadata=(("migration-id", self._id),))
+        self._stream = self._open_transfer(metadata=self._metadata())
         self._reader = asyncio.create_task(self._read(self._stream), name="transfer-acks")
 
     async def _read(self, stream: _Stream) -> None:
@@ -276,11 +284,11 @@ class GrpcTransport:
         self._pages = PageStream(
             self._channel,
             self._address,
-            self._id,
             server=server,
             pace=pace,
             patience_s=patience_ns / NS,
             drill=self._drill,
+            metadata=self._metadata(),
         )
         await self._pages.open()
 
@@ -325,7 +333,7 @@ class GrpcTransport:
     ) -> destination_node_pb2.VerifyReply:
         """Streams the digests; the answer is the destination's comparison."""
         try:
-            return await self._stub.Verify(chunks, timeout=VERIFY_S)
+            return await self._stub.Verify(chunks, timeout=VERIFY_S, metadata=self._metadata())
         except grpc.aio.AioRpcError as error:
             raise self._error(error) from error
 
@@ -333,7 +341,8 @@ class GrpcTransport:
         """The destination's memory, in batches."""
         request = destination_node_pb2.ReadBackRequest(migration_id=self._id)
         try:
-            async for chunk in self._stub.ReadBack(request, timeout=VERIFY_S):
+            back = self._stub.ReadBack(request, timeout=VERIFY_S, metadata=self._metadata())
+            async for chunk in back:
                 yield chunk
         except grpc.aio.AioRpcError as error:
             raise self._error(error) from error
@@ -347,6 +356,7 @@ class GrpcTransport:
                     migration_id=self._id, memory_digest=memory_digest
                 ),
                 timeout=CALL_S,
+                metadata=self._metadata(),
             )
         except grpc.aio.AioRpcError as error:
             if error.code() in _ANSWERS:
@@ -362,7 +372,9 @@ class GrpcTransport:
         await self._finish_stream()
         with suppress(grpc.aio.AioRpcError):
             await self._stub.Abort(
-                destination_node_pb2.AbortRequest(migration_id=self._id, reason=reason), timeout=2.0
+                destination_node_pb2.AbortRequest(migration_id=self._id, reason=reason),
+                timeout=2.0,
+                metadata=self._metadata(),
             )
 
     async def settle(self) -> common_pb2.OwnershipState.ValueType:
@@ -407,7 +419,7 @@ class GrpcTransport:
         lost_at: float | None = None
         while True:
             try:
-                return await self._stub.Continue(request)
+                return await self._stub.Continue(request, metadata=self._metadata())
             except grpc.aio.AioRpcError as error:
                 now = time.monotonic()
                 lost_at = lost_at or now
@@ -417,6 +429,11 @@ class GrpcTransport:
                 if not broken or not comes_back or now - lost_at > SETTLE_S:
                     raise self._error(error) from error
             await asyncio.sleep(_RETRY_S)
+
+    @property
+    def streams_broken(self) -> int:
+        """Streams of pages that broke and were opened again."""
+        return self.reconnects + (self._pages.reconnects if self._pages is not None else 0)
 
     async def close(self) -> None:
         """Ends stream and connection."""
