@@ -11,11 +11,12 @@ BIN := .venv/bin
 PACKAGES := mm_model livemigration source_node dest_node predump
 PYTEST_ARGS ?=
 FUZZ_EXAMPLES ?= 5000
+FUZZ_SECONDS ?= 600
 AGREE_OPERATIONS ?= 100000
 SEARCH_SEEDS ?= 10
 
 .PHONY: help demo test setup setup-dev warm lint format types imports stubs unit proto lock bench fuzz \
-	fuzz-jit mutate-hunks search-hunks shortest compose-test compose-clean clean
+	fuzz-jit fuzz-page-server mutate-hunks search-hunks shortest compose-test compose-clean clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,6 +80,9 @@ fuzz: warm ## property tests with fresh seeds and FUZZ_EXAMPLES (5000) examples 
 fuzz-jit: warm ## AGREE_OPERATIONS (100000) random operations, compiled and as plain Python
 	@AGREE_OPERATIONS=$(AGREE_OPERATIONS) $(BIN)/python -m pytest -s --timeout 7200 $(PYTEST_ARGS) \
 		tests/property/test_compiled_agrees.py
+
+fuzz-page-server: warm ## hostile peers of CRIU's page server, for FUZZ_SECONDS (600)
+	@$(BIN)/python -m tests.fuzz.page_server --seconds $(FUZZ_SECONDS)
 
 mutate-hunks: warm ## take each hunk out of the model: some test must fail each time
 	@$(BIN)/python scripts/mutate_hunks.py

@@ -22,6 +22,7 @@ from bench.encoding import encoding_lines
 from bench.measure import Line
 from bench.migration import migration_lines, stream_lines
 from bench.model import model_lines
+from bench.page_server import page_server_lines
 from livemigration.service import keep_freed_memory
 
 
@@ -35,6 +36,7 @@ GROUPS: Final[dict[str, _Group]] = {
     "encoding": encoding_lines,
     "stream": stream_lines,
     "migration": migration_lines,
+    "page-server": page_server_lines,
 }
 
 

@@ -10,7 +10,9 @@ chain below the node's state directory::
 
 The parent of a directory is the last complete one before it. One that broke off stays for those
 who want to see why, is marked, and is nobody's parent. A process that the parent does not know is
-dumped in full by the client, so unrelated dumps may follow each other in one chain.
+dumped in full by the client. One that it does know must be dumped with --prev-images-dir: without,
+CRIU gives up when it is told of a parent. Nothing on the wire tells the two apart before, so a
+client that goes away at that word makes the next dump begin a new chain.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from livemigration.criu.errors import ImageError
 from livemigration.criu.page_server.channel import Channel
 from livemigration.criu.page_server.checkpoint import Checkpoint, Limits
 from livemigration.criu.page_server.endpoint import Listener
-from livemigration.criu.page_server.protocol import Target, TargetKind
+from livemigration.criu.page_server.protocol import PageServerError, Target, TargetKind
 from livemigration.criu.page_server.receiver import Receiver
 from livemigration.criu.pagemap import read_page_set
 from livemigration.digest import memory_digest, page_digests_of
@@ -236,14 +238,26 @@ class CriuPages:
             try:
                 complete = receiver.run()
             except MigrationError as error:
-                record(str(error))
-                raise
+                why = self._why(receiver, str(error))
+                record(why)
+                raise PageServerError(why) from None
+            if not complete and receiver.told_of_parent:
+                self.new_chain()
             # What the client may count on is on disk before it hears of it.
             record("")
             receiver.confirm()
         if complete:
             chain, number = place[0]
             log.info("page server: %s: checkpoint %d of chain %d is here", peer, number, chain)
+
+    def _why(self, receiver: Receiver, error: str) -> str:
+        """What ended a connection, with what is done about it."""
+        if not receiver.told_of_parent:
+            return error
+        return (
+            f"{error}: was it dumped without --prev-images-dir? The next dump begins chain "
+            f"{self.new_chain()}"
+        )
 
     def _take_place(self) -> tuple[tuple[int, int], Path | None]:
         """The next number in the chain, and its parent's folder."""

@@ -269,6 +269,10 @@ class IncomingTask:
         self._shared[shared.id] = file.object_id
         drop_holes(machine, file.object_id, shared)
 
+    def object_here(self, source_object: int) -> int:
+        """This host's object for a file of the source's."""
+        return self.task.files[self._files[source_object]].object_id
+
     def _drop_dead(self, mm: Mm, process: common_pb2.Process) -> None:
         """Private pages that have no content at the source any more go away here."""
         starts = np.array(process.live_start, dtype=np.uint64)

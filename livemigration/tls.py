@@ -86,6 +86,8 @@ def server_context(
         return None
     assert cert is not None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    # CRIU takes GnuTLS's "again" for a failure, which is what a session ticket makes of a read.
+    context.num_tickets = 0
     context.load_cert_chain(cert, key)
     if client_ca is not None:
         context.load_verify_locations(cadata=_authorities(client_ca).decode("ascii", "replace"))

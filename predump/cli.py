@@ -43,6 +43,7 @@ from predump.workload_cli import workload_app
 if TYPE_CHECKING:
     import grpc
 
+    from dest_node.criu_pages import CriuPagesConfig
     from livemigration.drill import Drill
     from livemigration.observe.config import ObserveConfig
     from livemigration.service import ListenConfig
@@ -340,6 +341,24 @@ def serve_dest_command(
     tls_key: TlsKey = None,
     tls_client_ca: ClientCa = None,
     export_images: ExportImages = "",
+    criu_page_server: Annotated[
+        str,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Also take `criu dump|pre-dump --page-server`, into --state-dir.",
+        ),
+    ] = "",
+    criu_tls_cert: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="With TLS there, as criu's --tls; its certificate."),
+    ] = None,
+    criu_tls_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The certificate's private key.")
+    ] = None,
+    criu_tls_client_ca: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Take dumps only from those that it signed."),
+    ] = None,
     drill: Drilled = "",
     metrics: Metrics = "",
     traces: Traces = "",
@@ -362,6 +381,9 @@ def serve_dest_command(
             drill=_drill(drill, DESTINATION_PHASES),
             export_images=_checked_export(export_images),
             observe=_observe("dest", metrics, traces, log_format, log_level),
+            criu_pages=_criu_pages(
+                criu_page_server, state_dir, criu_tls_cert, criu_tls_key, criu_tls_client_ca
+            ),
         )
         start_logging(config.observe.log)
         asyncio.run(serve_destination(config, _announcer("destination", log_format)))
@@ -536,6 +558,24 @@ def _observe(
         except ValueError as error:
             raise InputError(f"--metrics: {error}") from error
     return ObserveConfig(metrics, traces, LogConfig(log_format, log_level, LogContext(role)))
+def _criu_pages(
+    address: str, state_dir: Path | None, cert: Path | None, key: Path | None, ca: Path | None
+) -> "CriuPagesConfig | None":
+    from dest_node.criu_pages import CriuPagesConfig
+    from livemigration.service import split_address
+    from livemigration.tls import server_context
+
+    if not address:
+        if cert or key or ca:
+            raise InputError("--criu-tls-... are for --criu-page-server HOST:PORT; give it too")
+        return None
+    try:
+        split_address(address)
+    except ValueError as error:
+        raise InputError(f"--criu-page-server: {error}") from error
+    if state_dir is None:
+        raise InputError("--criu-page-server needs --state-dir DIR, where the images are kept")
+    return CriuPagesConfig(address, server_context(cert, key, ca))
 
 
 def _policy_places(places: list[str]) -> tuple[str, ...]:

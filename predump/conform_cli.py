@@ -17,7 +17,7 @@ from predump.exit_status import DIFFERS
 from predump.overrides import OverrideError
 
 if TYPE_CHECKING:
-    from predump.conform.guest import GuestConfig
+    from predump.conform.boot import GuestConfig
 
 conform_app = typer.Typer(
     cls=DefaultGroup.of("check"),
@@ -215,7 +215,7 @@ def _check_output(path: Path) -> None:
 def _guest_config(
     kernel: Path, arch: str, modules: Path | None, accelerator: str, hang_seconds: int
 ) -> "GuestConfig":
-    from predump.conform.guest import GuestConfig
+    from predump.conform.boot import GuestConfig
     from predump.conform.initramfs import GuestError
 
     if accelerator not in ("", "kvm", "tcg"):

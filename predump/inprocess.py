@@ -25,7 +25,7 @@ from predump.result import Result
 from predump.runner import to_result
 from predump.scenario import Scenario
 from source_node.hosting import HostedTask, TaskRequest
-from source_node.migration import Migration
+from source_node.migration import Migration, Observer
 from source_node.outcome import Outcome, Round
 
 
@@ -175,11 +175,16 @@ class _Silent:
 
 
 async def migrate_in_process(
-    scenario: Scenario, *, transport: InProcessTransport | None = None, migration_id: str = "local"
+    scenario: Scenario,
+    *,
+    transport: InProcessTransport | None = None,
+    migration_id: str = "local",
+    observer: Observer | None = None,
 ) -> Result:
     """Migrates a scenario's task within this process; virtual clock only (`BadRequest`).
 
-    With a `transport` of the caller's the task lives on at its destination.
+    With a `transport` of the caller's the task lives on at its destination. `observer` hears of
+    every step.
     """
     if scenario.migration.clock != "virtual":
         raise BadRequest('a migration within one process needs clock = "virtual"')
@@ -197,7 +202,7 @@ async def migrate_in_process(
         transport=there,
         policy=build_policy(scenario.migration.policy, scenario.policies),
         clock=VirtualClock(hosted.execution.advance),
-        observer=_Silent(),
+        observer=observer or _Silent(),
         reference=hosted.reference,
     )
     try:

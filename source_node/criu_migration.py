@@ -46,6 +46,9 @@ U64 = NDArray[np.uint64]
 _WINDOW_BYTES = 4 << 20
 """So much is gathered and sent at once."""
 
+_RUN_PAGES = 8
+"""Shorter runs of pages cost more as buffers of their own than as a copy."""
+
 _WRITTEN_WITHIN_S = 5.0
 _LOOK_AGAIN_S = 0.05
 
@@ -195,9 +198,7 @@ class PageServerMigration(Migration):
         with self._execution.lock:
             rows, versions = part.look(task, wanted) if wanted.size else _NOTHING
             there = rows > 0
-            data = self._window[: int(np.count_nonzero(there)) * page_size]
-            if data.size:
-                gather_pages(task.machine.content, rows[there], data)
+            data = self._bytes(rows[there])
             self._note_sent(part, wanted[there], versions[there], number)
         # A page that is gone by now is not alive at the next scan either.
         left = ~send
@@ -210,16 +211,36 @@ class PageServerMigration(Migration):
         while (wait := self._bucket.delay()) > 0:
             time.sleep(wait)
         before = sender.bytes_sent
-        sender.add(starts, pages, flags, data.data)
+        sender.add(starts, pages, flags, data)
         sent = sender.bytes_sent - before
         self._bucket.take(sent)
         self._holes += int(np.count_nonzero(~send))
-        traffic.payload_bytes += data.size
-        traffic.pages_sent += data.size // page_size
+        payload = int(np.count_nonzero(send)) * page_size
+        traffic.payload_bytes += payload
+        traffic.pages_sent += payload // page_size
         if self._execution.running:
-            self._clock.spend(
-                max(self._link.transmit_ns(sent), self._spec.costs.copy_ns(data.size))
-            )
+            self._clock.spend(max(self._link.transmit_ns(sent), self._spec.costs.copy_ns(payload)))
+
+    def _bytes(self, rows: NDArray[np.int64]) -> list[memoryview]:
+        """The pages in these content rows, one after the other; good until the next call.
+
+        Of a task that stands still they are its memory itself, where many follow one another. Of
+        one that runs they are a copy: the model may give a frame to another page meanwhile.
+        """
+        content = self._execution.task.machine.content
+        if rows.size == 0:
+            return []
+        if not self._execution.running:
+            first = np.concatenate(([0], np.flatnonzero(np.diff(rows) != 1) + 1))
+            if first.size <= rows.size // _RUN_PAGES + 1:
+                last = np.append(first[1:], rows.size) - 1
+                return [
+                    content[start : end + 1].reshape(-1).data
+                    for start, end in zip(rows[first].tolist(), rows[last].tolist(), strict=True)
+                ]
+        data = self._window[: rows.size * self._page_size]
+        gather_pages(content, rows, data)
+        return [data.data]
 
     def _note_sent(self, part: Part, addresses: U64, versions: U64, number: int) -> None:
         if part.target.kind is TargetKind.PROCESS:

@@ -111,10 +111,15 @@ def export_task(
     return exported
 
 
-def _begin(folder: Path) -> Path:
-    """An empty directory beside the one to be written."""
+def check_new(folder: Path) -> None:
+    """Raises ImageError unless `folder` can be written: it must not exist, or be empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ImageError(folder, "is there already", "name a directory that is new or empty")
+
+
+def _begin(folder: Path) -> Path:
+    """An empty directory beside the one to be written."""
+    check_new(folder)
     part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

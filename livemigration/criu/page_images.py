@@ -10,11 +10,12 @@ from __future__ import annotations
 import os
 import struct
 from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 from livemigration.criu.errors import ImageError
 from livemigration.criu.magic import COMMON_MAGIC, PAGEMAP_MAGIC, PageFlags
@@ -68,6 +69,14 @@ class PageRanges:
         return at >= 0 and end <= self.ends[at]
 
 
+class _Source(Protocol):
+    """A connection that bytes can be moved out of."""
+
+    def copy_to_file(self, descriptor: int, write: Callable[[memoryview], None], size: int) -> None:
+        """See `livemigration.criu.page_server.channel.Channel`."""
+        ...
+
+
 class PageImage:
     """One pagemap file and its pages file, being written. Leaving the context closes both."""
 
@@ -107,6 +116,13 @@ class PageImage:
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         self.close()
+
+    def take_from(self, channel: _Source, size: int) -> None:
+        """Bytes of pages that `present` will list, out of a connection. Raises ImageError."""
+        try:
+            channel.copy_to_file(self._descriptor, self.write, size)
+        except OSError as error:
+            raise self._error(error) from None
 
     def write(self, data: memoryview) -> None:
         """Bytes of pages that `present` will list. Raises ImageError."""

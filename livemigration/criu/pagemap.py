@@ -29,7 +29,7 @@ U64 = NDArray[np.uint64]
 I64 = NDArray[np.int64]
 
 _KNOWN_FLAGS: Final = int(PageFlags.PARENT | PageFlags.LAZY | PageFlags.PRESENT)
-_LONGEST_CHAIN: Final = 1000
+LONGEST_CHAIN: Final = 1000
 _NOT_ONE_DUMP: Final = "pagemap and pages files must come from one dump: copy both again"
 
 
@@ -110,7 +110,7 @@ def read_page_set(directory: Path, name: str, page_size: int) -> PageSet:
     chain = [directory]
     while _needs_parent(chain[-1] / name):
         chain.append(_parent_of(chain[-1], name))
-        if len(chain) > _LONGEST_CHAIN:
+        if len(chain) > LONGEST_CHAIN:
             raise ImageError(
                 directory / "parent", "the chain of parents has no end", "mend the symlinks"
             )
@@ -143,6 +143,39 @@ def _needs_parent(file: Path) -> bool:
         _flags(entry) & (PageFlags.PARENT | PageFlags.PRESENT) == PageFlags.PARENT
         for entry in records.rest(PagemapEntry)
     )
+
+
+def parent_folder(directory: Path) -> Path | None:
+    """Where ``parent`` leads, None without one. Raises ImageError if it leads nowhere."""
+    link = directory / "parent"
+    if not link.is_symlink() and not link.exists():
+        return None
+    parent = directory / link.readlink() if link.is_symlink() else link
+    if not parent.is_dir():
+        raise ImageError(
+            link, "leads to no directory", "put the images of the pre-dump where the symlink says"
+        )
+    plain = Path(os.path.normpath(parent))  # which a symlink on the way may make another place
+    return plain if plain.is_dir() and plain.samefile(parent) else parent
+
+
+def chain_of(directory: Path) -> list[Path]:
+    """A directory and its parents, nearest first. Raises ImageError if the chain is broken."""
+    chain = [directory]
+    while (parent := parent_folder(chain[-1])) is not None:
+        chain.append(parent)
+        if len(chain) > LONGEST_CHAIN:
+            raise ImageError(
+                directory / "parent", "the chain of parents has no end", "mend the symlinks"
+            )
+    return chain
+
+
+def read_pagemap(file: Path, page_size: int) -> tuple[int, PagemapRuns]:
+    """The number of the pages file, and the entries. Raises ImageError."""
+    records = _records(file)
+    pages_id: int = records.required(records.first(PagemapHead), "pages_id")
+    return pages_id, read_runs(records, page_size)
 
 
 def _parent_of(directory: Path, name: str) -> Path:

@@ -7,11 +7,13 @@ last byte touched: the pages written are exact, bytes may be written that the pr
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
-from livemigration.runs import to_runs
+from livemigration.runs import from_runs, to_runs
 from livemigration.units import format_size
 from livemigration.workload.base import (
     PRIVATE,
@@ -30,6 +32,7 @@ from livemigration.workload.spec import TraceSpec
 from livemigration.workload.stream import populate
 from livemigration.workload.targets import Targets
 from livemigration.workload.trace import Records, TraceError, TraceFile
+from mm_model import PROT_WRITE, Mm
 
 _GAP_PAGES = 16
 """Touched pages with at most so many untouched ones between them share a mapping."""
@@ -79,6 +82,8 @@ class TraceWorkload(Workload):
         self._trace = trace
         self._payload_key = setting.key("trace payload")
         self._pages = self._touched()
+        self._left_out: U64 = np.zeros(0, dtype=np.uint64)
+        """Addresses uint64[n] of pages that are not stored to, ascending."""
 
     @property
     def peak_pages(self) -> int:
@@ -87,16 +92,36 @@ class TraceWorkload(Workload):
 
     def setup(self, task: Task, *, populate: bool, from_image: bool = False) -> None:
         """See `Workload.setup`: maps what the trace touches, populates the pages it touches."""
-        if from_image:
-            raise WorkloadError(
-                "source.images and workload.kind = trace both bring memory of their own; "
-                "drop one of them"
-            )
         mm, page_size = task.processes[ROOT], self.setting.page_size
+        if from_image:
+            self._adopt_image(mm)
+            return
         for start, length in self._mappings():
             mm.mmap(start, length, READ_WRITE, PRIVATE)
         if populate and self._pages.size:
             self._fill(task, Targets.of_table(self._pages, page_size))
+
+    def _adopt_image(self, mm: Mm) -> None:
+        """Map what is missing, and find out what must not be written."""
+        vmas = mm.vmas()
+        starts = np.array([vma.start for vma in vmas], dtype=np.uint64)
+        ends = np.array([vma.end for vma in vmas], dtype=np.uint64)
+        writable = np.array([bool(vma.prot & PROT_WRITE) for vma in vmas], dtype=np.bool_)
+        at = np.searchsorted(starts, self._pages, side="right") - 1
+        mapped = at >= 0
+        mapped[mapped] = self._pages[mapped] < ends[at[mapped]]
+        allowed = ~mapped
+        allowed[mapped] = writable[at[mapped]]
+        if not (mapped & allowed).any():
+            raise WorkloadError(
+                "source.images has none of the pages that the trace writes; record the program "
+                "that was dumped, at the addresses that it had (setarch -R)"
+            )
+        self._left_out = self._pages[~allowed]
+        page_size = self.setting.page_size
+        missing, counts = to_runs(self._pages[~mapped], page_size)
+        for start, count in zip(missing.tolist(), counts.tolist(), strict=True):
+            mm.mmap(start, count * page_size, READ_WRITE, PRIVATE)
 
     def _fill(self, task: Task, targets: Targets) -> None:
         populate(task.processes[ROOT], targets, self._content, self.setting.seed)
@@ -146,6 +171,32 @@ class TraceWorkload(Workload):
         payload = np.empty(int(sizes.sum()), dtype=np.uint8)
         self._content.bytes(self._payload_key, first, sizes, payload)
         addresses = records.page * recorded + records.first
-        tally.faults += task.processes[ROOT].store(addresses, sizes, payload)
-        tally.stores += len(records)
-        tally.bytes += payload.size
+        places = np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))
+        before, mm = tally.stores, task.processes[ROOT]
+        for start, stop in self._allowed(addresses):
+            # Operations have the numbers of records: those that are left out count, too.
+            tally.stores = before + start
+            part = payload[places[start] : places[stop]]
+            tally.faults += mm.store(addresses[start:stop], sizes[start:stop], part)
+            tally.bytes += part.size
+        tally.stores = before + len(records)
+
+    def _allowed(self, addresses: U64) -> Iterator[tuple[int, int]]:
+        """Runs [start, stop) of stores that are made, as indices of ``addresses`` uint64[n]."""
+        if not self._left_out.size:
+            yield 0, addresses.size
+            return
+        size = np.uint64(self.setting.page_size)
+        made = ~np.isin(addresses // size * size, self._left_out)
+        edges = np.flatnonzero(np.diff(made, prepend=False, append=False))
+        yield from zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
+
+    def _extra_state(self) -> dict[str, Any]:
+        starts, counts = to_runs(self._left_out, self.setting.page_size)
+        runs = zip(starts.tolist(), counts.tolist(), strict=True)
+        return {"left_out": [list(run) for run in runs]} if starts.size else {}
+
+    def _restore_extra(self, state: Mapping[str, Any]) -> None:
+        runs = np.array(state.get("left_out", []), dtype=np.uint64).reshape(-1, 2)
+        starts, counts = runs[:, 0].copy(), runs[:, 1].copy()
+        self._left_out = from_runs(starts, counts, self.setting.page_size)

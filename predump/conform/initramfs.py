@@ -61,17 +61,39 @@ def build_initramfs(arch: str, modules: Path | None) -> bytes:
     ``modules`` is the kernel's ``/lib/modules/VERSION``, or None if all it needs is built in.
     """
     entries = {
+        **console_entries(),
+        "init": Entry(stat.S_IFREG | 0o755, compile_probe(arch)),
+        **module_entries(modules, [SWAP_MODULE]),
+    }
+    return gzip.compress(cpio(entries), 1)
+
+
+def console_entries() -> dict[str, Entry]:
+    """What /init needs to have standard input and output."""
+    return {
         "dev": Entry(stat.S_IFDIR | 0o755),
         "dev/console": Entry(stat.S_IFCHR | 0o600, device=(5, 1)),
-        "init": Entry(stat.S_IFREG | 0o755, compile_probe(arch)),
-        "modules": Entry(stat.S_IFDIR | 0o755),
     }
-    loaded = list(module_chain(modules, SWAP_MODULE)) if modules else []
-    for path in loaded:
-        entries[f"modules/{path.stem}"] = Entry(stat.S_IFREG | 0o644, _module_data(path))
+
+
+def module_entries(modules: Path | None, names: Iterable[str]) -> dict[str, Entry]:
+    """The modules ``names`` and what they need, in /modules; /modules/order says in which order.
+
+    What ``modules`` does not have is taken to be built into the kernel.
+    """
+    loaded: list[Path] = []
+    for name in names:
+        chain = module_chain(modules, name) if modules else ()
+        loaded += [path for path in chain if path not in loaded]
     order = "".join(f"{path.stem}\n" for path in loaded)
-    entries["modules/order"] = Entry(stat.S_IFREG | 0o644, order.encode())
-    return gzip.compress(cpio(entries), 1)
+    return {
+        "modules": Entry(stat.S_IFDIR | 0o755),
+        **{
+            f"modules/{path.stem}": Entry(stat.S_IFREG | 0o644, _module_data(path))
+            for path in loaded
+        },
+        "modules/order": Entry(stat.S_IFREG | 0o644, order.encode()),
+    }
 
 
 def compile_probe(arch: str) -> bytes:

@@ -77,6 +77,10 @@ def _be(pipe: int) -> None:
     try:
         pid = os.getpid()
         limit = os.sysconf("SC_OPEN_MAX")
+        # Whoever reads what the command says waits until nobody has the pipe any more.
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for number in range(3):
+            os.dup2(nothing, number)
         os.closerange(3, pipe)
         os.closerange(pipe + 1, limit)
         if os.read(pipe, 1) == _GO:

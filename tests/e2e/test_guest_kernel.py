@@ -18,9 +18,10 @@ from typer.testing import CliRunner
 
 from mm_model import ModelConfig
 from predump.cli import app
+from predump.conform.boot import GuestConfig
 from predump.conform.check import check_file
 from predump.conform.fuzz import fuzz
-from predump.conform.guest import Guest, GuestConfig
+from predump.conform.guest import Guest
 from predump.conform.initramfs import GuestError
 from predump.conform.operations import Vocabulary, script
 from predump.conform.record import random_requests, record, usable_on

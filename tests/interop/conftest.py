@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
-from tests.interop.real_criu import SUITES, RealCriu, fetched
+from tests.interop import memtouch
+from tests.interop.criu_guest import CriuGuest, boot
+from tests.interop.real_criu import ROOT, SUITES, RealCriu, fetched
 
 
 @pytest.fixture(scope="session", params=SUITES)
 def real_criu(request: pytest.FixtureRequest) -> RealCriu:
     """Each version in turn."""
     return fetched(str(request.param))
+
+
+@pytest.fixture(scope="session")
+def memtouch_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A program that knows what its memory must be (memtouch.c)."""
+    return memtouch.build(tmp_path_factory.mktemp("memtouch") / "memtouch")
+
+
+@pytest.fixture(scope="session")
+def criu_guest(memtouch_program: Path) -> Iterator[CriuGuest]:
+    """A booted guest with CRIU in all versions, and memtouch."""
+    versions = {criu.name: criu.root for criu in map(fetched, SUITES)}
+    kernel, busybox = (_guest_file(what) for what in ("image", "busybox"))
+    with boot(kernel, busybox, versions, {"memtouch": memtouch_program}) as guest:
+        yield guest
+
+
+def _guest_file(what: str) -> Path:
+    command = [str(ROOT / "scripts" / "guest-kernel.sh"), what]
+    ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return Path(ran.stdout.strip())

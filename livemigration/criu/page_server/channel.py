@@ -7,7 +7,9 @@ byte now and then does not hold a connection for ever.
 
 from __future__ import annotations
 
+import fcntl
 import os
+import select
 import socket
 import ssl
 import time
@@ -23,6 +25,7 @@ Buffer = bytes | bytearray | memoryview
 WINDOW_BYTES: Final = 1 << 20
 _MOST_BUFFERS: Final = min(1024, os.sysconf("SC_IOV_MAX"))
 _FAREWELL_S: Final = 2.0
+_WORTH_A_PIPE: Final = 64 << 10
 _Result = TypeVar("_Result")
 
 
@@ -39,6 +42,7 @@ class Channel:
         self._window = bytearray(WINDOW_BYTES)
         self._view = memoryview(self._window)
         self._from = self._to = 0  # what of the window was received and not taken yet
+        self._pipe: tuple[int, int] | None = None
         self.received = 0
         if connection.family in (socket.AF_INET, socket.AF_INET6):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -52,6 +56,9 @@ class Channel:
     def close(self) -> None:
         """Ends the connection."""
         self._socket.close()
+        pipe, self._pipe = self._pipe, None
+        for end in pipe or ():
+            os.close(end)
 
     def shutdown(self, how: int) -> None:
         """Ends the connection from another thread, which lets the owner's calls fail."""
@@ -97,6 +104,40 @@ class Channel:
             write(self._view[self._from : self._from + count])
             self._from += count
             size -= count
+
+    def copy_to_file(self, descriptor: int, write: Callable[[memoryview], None], size: int) -> None:
+        """As `copy_to`, for a `write` to an open file: the kernel moves what it can by itself."""
+        here = min(size, self._to - self._from)
+        self.copy_to(write, here)
+        size -= here
+        if size < _WORTH_A_PIPE or isinstance(self._socket, ssl.SSLSocket):
+            self.copy_to(write, size)
+            return
+        if self._pipe is None:
+            self._pipe = os.pipe2(os.O_CLOEXEC)
+            with suppress(OSError):  # a smaller one works as well
+                fcntl.fcntl(self._pipe[1], fcntl.F_SETPIPE_SZ, WINDOW_BYTES)
+        source, sink = self._pipe
+        while size:
+            count = self._timed(
+                partial(self._splice, sink, min(size, WINDOW_BYTES)), self._deadline()
+            )
+            if count == 0:
+                raise PeerLost(f"the connection ended {size} bytes before the end of its pages")
+            self.received += count
+            size -= count
+            while count:
+                count -= os.splice(source, descriptor, count)
+
+    def _splice(self, sink: int, size: int) -> int:
+        """Moves what the socket has to a pipe, waiting for it as long as the socket's limit is."""
+        try:
+            return os.splice(self._socket.fileno(), sink, size)
+        except BlockingIOError:
+            limit = self._socket.gettimeout() or 0.0
+            if not select.select([self._socket], [], [], limit)[0]:
+                raise TimeoutError from None
+            return os.splice(self._socket.fileno(), sink, size)
 
     def at_end(self) -> bool:
         """Waits for the end; False if there is a byte more."""

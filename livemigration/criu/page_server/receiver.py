@@ -40,6 +40,8 @@ class Receiver:
         self._begin = begin
         self._checkpoint: Checkpoint | None = None
         self._reader = HeaderReader()
+        self.told_of_parent = False
+        """The last thing it heard is that there is a parent: many a client goes away at that."""
 
     def __enter__(self) -> Self:
         return self
@@ -68,6 +70,9 @@ class Receiver:
         """
         while (message := self._next()) is not None:
             if message.command in (Command.CLOSE, Command.FORCE_CLOSE):
+                if self.told_of_parent:
+                    # A client that fails says CLOSE as well.
+                    raise PageServerError("the client went away when it was told of a parent")
                 if self._checkpoint is not None:
                     self._checkpoint.finish()
                 return bool(self.counts)
@@ -103,11 +108,12 @@ class Receiver:
         if self._checkpoint is None:
             self._checkpoint = self._begin()
         if command == Command.PARENT:
-            self._channel.send([ANSWER.pack(self._checkpoint.in_parent(target))])
+            self.told_of_parent = self._checkpoint.in_parent(target)
+            self._channel.send([ANSWER.pack(self.told_of_parent)])
         elif command in (Command.OPEN2, Command.OPEN):
-            known = self._checkpoint.open(target)
+            self.told_of_parent = self._checkpoint.open(target)
             if command == Command.OPEN2:
-                self._channel.send([HAS_PARENT.pack(known)])
+                self._channel.send([HAS_PARENT.pack(self.told_of_parent)])
         elif command == Command.HOLE:
             self._add(self._checkpoint, target, message, PageFlags.PARENT)
         else:
@@ -116,10 +122,11 @@ class Receiver:
 
     def _add(self, checkpoint: Checkpoint, target: Target, message: Message, flags: int) -> None:
         checkpoint.require(target)
+        self.told_of_parent = False
         address, pages = message.address, message.pages
         image = checkpoint.check(address, pages, flags)
         if flags & PageFlags.PRESENT:
-            self._channel.copy_to(image.write, pages * image.page_size)
+            image.take_from(self._channel, pages * image.page_size)
             image.present(address, pages, flags)
         elif flags & PageFlags.PARENT:
             image.in_parent(address, pages)

@@ -6,6 +6,7 @@ the reason. The errors here name what is known of such ends.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Final, Self
 
@@ -78,11 +79,11 @@ class Sender:
         answer = self._ask(Command.OPEN2, target.to_wire(), HAS_PARENT.size)
         return bool(HAS_PARENT.unpack(answer)[0])
 
-    def add(self, starts: U64, pages: U64, flags: U64, data: Buffer) -> None:
+    def add(self, starts: U64, pages: U64, flags: U64, data: Buffer | Iterable[memoryview]) -> None:
         """Ranges of pages of the target that is open, ascending, with the bytes of those present.
 
         starts, pages, flags: u64[n], in bytes, pages and `PageFlags`; data: the bytes of all ranges
-        with PRESENT, one after the other.
+        with PRESENT, one after the other, in one piece or in many.
         """
         headers = np.zeros(starts.size, _HEADERS[self._dialect.size])
         headers["command"] = flags << np.uint64(16) | np.uint64(Command.ADD_F)
@@ -92,17 +93,25 @@ class Sender:
         present = (flags & np.uint64(PageFlags.PRESENT)) != 0
         sizes = np.where(present, pages.astype(np.int64) * self._page_size, 0)
         ends = np.cumsum(sizes).tolist()
-        if ends and ends[-1] != len(data):
-            raise ValueError(f"{len(data)} bytes for {ends[-1]} bytes of pages")
-        words, body = memoryview(headers.tobytes()), memoryview(data)
+        pieces = [memoryview(data)] if isinstance(data, bytes | bytearray | memoryview) else data
+        words, rest = memoryview(headers.tobytes()), iter(pieces)
         step = self._dialect.size
         buffers: list[Buffer] = []
         began = before = 0
+        piece = memoryview(b"")
         for index, end in enumerate(ends):
             # Headers of holes, which nothing follows, go together.
-            if end != before:
-                buffers += (words[began : (index + 1) * step], body[before:end])
-                began, before = (index + 1) * step, end
+            if end == before:
+                continue
+            buffers.append(words[began : (index + 1) * step])
+            began = (index + 1) * step
+            while before < end:
+                piece = piece or next(rest, piece)
+                if not piece:
+                    raise ValueError(f"no bytes for the last {ends[-1] - before} bytes of pages")
+                part, piece = piece[: end - before], piece[end - before :]
+                buffers.append(part)
+                before += len(part)
         if began < len(words):
             buffers.append(words[began:])
         self._send(buffers)

@@ -9,7 +9,7 @@ class RpcFailure(Exception):
     """A request that failed: `message` is one line, `errno` what goes into ``cr_errno``; 0: none.
 
     The values that CRIU sets are EBADRQC (options that cannot be), ESRCH (no such task), EEXIST
-    (its pid is taken), ENOTSUP and 0, when there is nothing to tell but the message.
+    (its pid is taken), ENOTSUP, and 0, when there is nothing to tell but the message.
     """
 
     def __init__(self, message: str, errno: int = 0) -> None:

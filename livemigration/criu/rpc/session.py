@@ -33,6 +33,16 @@ _KEPT_OPEN = frozenset(
 )
 """Requests after which a connection may stay open."""
 
+_WITHOUT_ERRNO = frozenset(
+    {
+        rpc_pb2.RPC_PRE_DUMP,
+        rpc_pb2.RPC_SINGLE_PRE_DUMP,
+        rpc_pb2.RPC_PAGE_SERVER,
+        rpc_pb2.RPC_WAIT_PID,
+    }
+)
+"""CRIU answers these without: what serves them is a process of its own, whose errno is lost."""
+
 
 @dataclass(frozen=True, slots=True)
 class ClientNotifier:
@@ -114,7 +124,7 @@ class Session:
         """Sends an answer; whether it is a good one."""
         answer.success = failure is None
         if failure is not None:
-            if failure.errno:
+            if failure.errno and answer.type not in _WITHOUT_ERRNO:
                 answer.cr_errno = failure.errno
             first = log.first_error if log is not None else ""
             answer.cr_errmsg = first or f"Error (predump): {failure.message}"

@@ -244,7 +244,7 @@ def test_sender_and_receiver_understand_each_other(dialect: Dialect, tmp_path: P
                 addresses[[0, 2, 3]],
                 np.array([2, 1, 1], np.uint64),
                 np.array([4, 4, 4], np.uint64),
-                pages(4),
+                [memoryview(pages(4))],
             )
             sender.finish()
 

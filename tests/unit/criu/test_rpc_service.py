@@ -245,7 +245,9 @@ async def test_bad_options_are_ebadrqc(tmp_path: Path, opts: rpc_pb2.RpcOptions,
         for kind in ("DUMP", "PRE_DUMP", "RESTORE", "PAGE_SERVER"):
             ask = request(kind, opts=opts)
             answer = await asked(path, lambda c, ask=ask: c.ask(ask))  # type: ignore[misc]
-            assert (answer.success, answer.cr_errno) == (False, errno.EBADRQC)
+            # Pre-dumps and page servers have no errno in real CRIU either.
+            number = errno.EBADRQC if kind in ("DUMP", "RESTORE") else 0
+            assert (answer.success, answer.cr_errno) == (False, number)
             assert why in answer.cr_errmsg
         assert host.asked == []
 
@@ -271,7 +273,8 @@ async def test_page_server_and_wait(tmp_path: Path) -> None:
 
         assert await asked(path, talk) == (rpc_pb2.RPC_PAGE_SERVER, 1234, 9)
         answer = await asked(path, lambda c: c.ask(request("WAIT_PID", pid=1)))
-        assert (answer.success, answer.cr_errno) == (False, errno.ECHILD)
+        assert not answer.success
+        assert "no process 1 to wait for" in answer.cr_errmsg
 
 
 async def test_cpuinfo_is_refused_and_nonsense_too(tmp_path: Path) -> None:

@@ -18,8 +18,9 @@ from typer.testing import CliRunner
 
 from livemigration.operations import MODEL_ONLY, OPERANDS, SPAN_VERBS, parse_op
 from predump.cli import app
+from predump.conform.boot import GuestConfig, modules_of, qemu_command
 from predump.conform.fuzz import fuzz
-from predump.conform.guest import Guest, GuestConfig, GuestInfo, modules_of, qemu_command
+from predump.conform.guest import Guest, GuestInfo
 from predump.conform.initramfs import (
     PROBE_SOURCE,
     Entry,

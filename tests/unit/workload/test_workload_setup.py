@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from pydantic import ValidationError
 from livemigration.task import Task
 from livemigration.workload import WorkloadError
 from livemigration.workload.base import REGION_BASE
+from livemigration.workload.spec import WorkloadSpec
 from mm_model import (
     MAP_ANONYMOUS,
     MAP_FIXED,
@@ -22,7 +24,6 @@ from mm_model import (
     ModelConfig,
 )
 from tests.unit.workload.harness import (
-    KINDS,
     MIB,
     SECOND,
     busy_spec,
@@ -33,9 +34,9 @@ from tests.unit.workload.harness import (
     spec,
     start,
 )
+from tests.unit.workload.raw_traces import Record, good_items, write
 from tests.unit.workload.spy import SpyMm
 
-FROM_IMAGES = sorted(set(KINDS) - {"trace"})
 WRITABLE = [0x5555_0000_0000, 0x5555_0000_3000, 0x5555_0000_4000, 0x7FFF_0000_0000]
 """Pages that the image below has in writable private mappings."""
 
@@ -125,9 +126,60 @@ def test_an_image_without_a_page_to_write_is_refused(kind: str) -> None:
     assert "\n" not in str(refused.value)
 
 
-def test_an_image_and_a_trace_are_one_too_many() -> None:
-    with pytest.raises(WorkloadError, match="both bring memory of their own; drop one of them"):
-        make(busy_spec("trace")).setup(image_task(), populate=True, from_image=True)
+CODE, HEAP, NOT_MAPPED, STACK = 0x400, 0x5555_0000_0, 0x6666_0000_0, 0x7FFF_0000_0
+"""Page numbers; the first is read-only in the image, the third is not in it."""
+
+
+def image_trace(folder: Path) -> WorkloadSpec:
+    """A program that first relocates itself, and then writes."""
+    records: list[Record] = [
+        (10, HEAP + 1, 0, 4095, 512),
+        (10, CODE, 0, 7, 1),
+        (20, CODE + 1, 0, 7, 1),
+        (250, HEAP, 16, 99, 30),
+        (300, CODE, 8, 15, 1),
+        (400, STACK, 100, 163, 4),
+        (500, NOT_MAPPED, 0, 4095, 512),
+        (500, NOT_MAPPED + 1, 0, 7, 1),
+    ]
+    file = write(folder / "image.trace", good_items(records))
+    return spec("trace", file=str(file), loop=True)
+
+
+def test_a_trace_goes_on_in_the_memory_of_an_image(tmp_path: Path) -> None:
+    task = image_task()
+    before = pages_of(task.processes[1])
+    workload = make(image_trace(tmp_path))
+    workload.setup(task, populate=False, from_image=True)
+    assert pages_of(task.processes[1]) == before  # nothing is filled
+    stats = workload.run_until(task, 1_000_000)  # one turn of the loop
+    after = pages_of(task.processes[1])
+    changed = {page // 4096 for page in after if after[page] != before.get(page)}
+    assert changed == {HEAP, HEAP + 1, STACK, NOT_MAPPED, NOT_MAPPED + 1}
+    heap = HEAP * 4096
+    assert after[heap][16:100] != before[heap][16:100]
+    assert after[heap][:16] + after[heap][100:] == before[heap][:16] + before[heap][100:]
+    assert (stats.ops, stats.bytes) == (8, 4096 + 84 + 64 + 4096 + 8)
+
+
+def test_a_trace_in_an_image_goes_on_elsewhere(tmp_path: Path) -> None:
+    what = image_trace(tmp_path)
+    tasks = [image_task(), image_task()]
+    here, unbroken = make(what), make(what)
+    for workload, task in zip((here, unbroken), tasks, strict=True):
+        workload.setup(task, populate=False, from_image=True)
+    here.run_until(tasks[0], 1_200_000)
+    there, moved = move(here, tasks[0], what)
+    there.run_until(moved, 5_000_000)
+    unbroken.run_until(tasks[1], 5_000_000)
+    assert there.ops_done == unbroken.ops_done > 30
+    assert memory_of(moved) == memory_of(tasks[1])
+
+
+def test_a_trace_of_another_program_than_the_image_is_refused(tmp_path: Path) -> None:
+    file = write(tmp_path / "other.trace", good_items([(1, 0x1234, 0, 7, 1), (2, CODE, 0, 7, 1)]))
+    with pytest.raises(WorkloadError, match="none of the pages that the trace writes; record the"):
+        make(spec("trace", file=str(file))).setup(image_task(), populate=True, from_image=True)
 
 
 @pytest.mark.parametrize("kind", ["uniform", "zipf", "idle", "swap-pressure"])

@@ -1,0 +1,1 @@
+"""Fuzzers that run for minutes, outside of `make test`; what they found is in tests beside it."""
