@@ -26,6 +26,7 @@ from dest_node.store import StateDirectory
 from dest_node.warmup import warm_up
 from livemigration.drill import Drill
 from livemigration.errors import UnknownMigration, WrongState
+from livemigration.observe.metrics import DestinationMetrics
 from livemigration.ownership import Event, Ownership, OwnershipMachine
 from livemigration.status import answering
 from livemigration.telemetry import Telemetry
@@ -105,6 +106,7 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
         store: StateDirectory | None,
         telemetry: Telemetry,
         drill: Drill,
+        metrics: DestinationMetrics,
         criu_pages: CriuPages | None = None,
         export_images: str = "",
     ) -> None:
@@ -115,6 +117,8 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
         self._store = store
         self._telemetry = telemetry
         self._drill = drill
+        self._metrics = metrics
+        self._metrics.watch(self._ownership, self._memory_bytes)
         self._criu_pages = criu_pages
         self._incarnation = uuid.uuid4().hex
         self._incoming: IncomingTask | None = None
@@ -138,6 +142,7 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
         self._lost = await self._in_thread(self._store.lost)
         if self._incoming is not None and self._incoming.execution is not None:
             self._incoming.execution.thaw()
+            self._metrics.recovered()
             self._say("committed", self._incoming, recovered=True)
 
     async def close(self) -> None:
@@ -222,6 +227,7 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
             self._store,
             self._export_to(request.migration_id),
         )
+        self._metrics.prepared()
         self._say("prepared", self._incoming)
 
     def _export_to(self, migration_id: str) -> Path | None:
@@ -246,6 +252,8 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
                 await self._receive(incoming, context)
             finally:
                 self._connected -= 1
+                if not incoming.complete and incoming.ownership.state is Ownership.RECEIVING:
+                    self._metrics.streams_broken.inc()
 
     async def _receive(self, incoming: IncomingTask, context: _Context) -> None:
         arrivals = _Arrivals(incoming, self._drill)
@@ -271,6 +279,8 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
             frames = [message for message in some if message is not None]
             ended = await self._in_thread(arrivals.apply, frames)
             unacknowledged += len(frames)
+            wire = sum(len(frame) for frame in frames)
+            self._metrics.arrived(frames=len(frames), wire=wire, rounds=int(ended))
             if unacknowledged >= ACK_EVERY or ended:
                 unacknowledged = 0
                 await context.write(common_pb2.TransferAck(sequence=arrivals.incoming.sequence))
@@ -342,6 +352,7 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
             )
             self._drill.reach("verify")
             incoming.verified(equal=reply.equal, lazy=comparison.lazy)
+            self._metrics.compared(equal=reply.equal)
             self._say("verified" if reply.equal else "differs", incoming)
             return reply
 
@@ -373,6 +384,7 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
             incoming = self._find(request.migration_id)
             self._drill.reach("before-commit")
             began = time.monotonic_ns()
+            again = incoming.ownership.state is Ownership.COMMITTED
             try:
                 await self._in_thread(incoming.take_over, request.memory_digest)
             except Exception:
@@ -387,6 +399,8 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
                 self._watch(incoming.post_copy, self._page_channel(incoming))
             incoming.execution.thaw()
             resumed = time.monotonic_ns()
+            if not again:
+                self._metrics.committed(restored - began)
             self._drill.reach("in-commit")
             self._say("committed", incoming)
             status = self._status()
@@ -437,7 +451,10 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
         async with self._committing:
             incoming = self._incoming
             if incoming is not None and incoming.request.migration_id == request.migration_id:
+                before = incoming.ownership.state
                 await self._in_thread(incoming.give_up)
+                if incoming.ownership.state is Ownership.ABORTED is not before:
+                    self._metrics.aborted()
                 self._say(incoming.ownership.state.name.lower(), incoming, reason=request.reason)
                 return self._status()
             if self._lost and request.migration_id == self._lost:
@@ -515,6 +532,16 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
             return await asyncio.to_thread(pages.describe)
 
     # -- small things
+
+    def _ownership(self) -> Ownership:
+        return Ownership.NONE if self._incoming is None else self._incoming.ownership.state
+
+    def _memory_bytes(self) -> int:
+        """0 without a task, and once it was given up."""
+        incoming = self._incoming
+        if incoming is None or incoming.ownership.state is Ownership.ABORTED:
+            return 0
+        return incoming.spec.memory
 
     def _find(self, migration_id: str) -> IncomingTask:
         incoming = self._incoming

@@ -32,6 +32,7 @@ from livemigration.errors import (
     WrongState,
 )
 from livemigration.link import NS
+from livemigration.observe.tracing import Metadata
 from livemigration.ownership import counts
 from livemigration.spec import PatienceSpec
 from livemigration.transport import PageSource
@@ -101,10 +102,15 @@ class GrpcTransport:
         drill: Drill | None = None,
         patience: Patience | None = None,
         channel: grpc.aio.Channel | None = None,
+        trace: Callable[[], Metadata] = tuple,
     ) -> None:
-        """`channel`: one that is open already, instead of a new one to `address`."""
+        """`channel`: one that is open already, instead of a new one to `address`.
+
+        `trace`: what calls carry, so that the destination's spans join the source's.
+        """
         self._address = address
         self._patience = patience or Patience()
+        self._trace = trace
         self._drill = drill or Drill()
         self._channel = channel if channel is not None else open_channel(address, credentials)
         self._stub: destination_node_pb2_grpc.DestinationNodeAsyncStub = (
@@ -161,7 +167,8 @@ class GrpcTransport:
                         clock=clock,
                         extra_pages=extra_pages,
                         resident_pages=resident_pages,
-                    )
+                    ),
+                    metadata=self._metadata(),
                 )
             )
         except grpc.aio.AioRpcError as error:
@@ -170,6 +177,9 @@ class GrpcTransport:
         self._incarnation, self._store_id = status.incarnation, status.store_id
         self._open()
         self._watch = asyncio.create_task(self._watch_transfer(), name="transfer-watch")
+
+    def _metadata(self) -> Metadata:
+        return (("migration-id", self._id), *self._trace())
 
     def _error(self, error: grpc.aio.AioRpcError) -> MigrationError:
         kind = _ANSWERS.get(error.code())
@@ -256,7 +266,7 @@ class GrpcTransport:
     def _open(self) -> None:
         self._broken = None
         self._stream = self._open_transfer(
-            metadata=(("migration-id", self._id), ("incarnation", self._incarnation))
+            metadata=(*self._metadata(), ("incarnation", self._incarnation))
         )
         self._reader = asyncio.create_task(self._read(self._stream), name="transfer-acks")
 
@@ -419,11 +429,11 @@ class GrpcTransport:
         self._pages = PageStream(
             self._channel,
             self._address,
-            self._id,
             server=server,
             pace=pace,
             patience_s=patience_ns / NS,
             drill=self._drill,
+            metadata=self._metadata(),
         )
         await self._pages.open()
 
@@ -468,7 +478,7 @@ class GrpcTransport:
     ) -> destination_node_pb2.VerifyReply:
         """Streams the digests; the answer is the destination's comparison."""
         try:
-            return await self._watched(self._stub.Verify(chunks))
+            return await self._watched(self._stub.Verify(chunks, metadata=self._metadata()))
         except grpc.aio.AioRpcError as error:
             raise self._error(error) from error
 
@@ -476,7 +486,7 @@ class GrpcTransport:
         """The destination's memory, in batches."""
         request = destination_node_pb2.ReadBackRequest(migration_id=self._id)
         try:
-            call = self._stub.ReadBack(request)
+            call = self._stub.ReadBack(request, metadata=self._metadata())
             while True:
                 chunk = await self._watched(call.read())
                 if not isinstance(chunk, destination_node_pb2.MemoryChunk):
@@ -496,6 +506,7 @@ class GrpcTransport:
                     incarnation=self._incarnation,
                 ),
                 timeout=self._patience.answer_s,
+                metadata=self._metadata(),
             )
         except grpc.aio.AioRpcError as error:
             if error.code() in _ANSWERS:
@@ -513,6 +524,7 @@ class GrpcTransport:
             await self._stub.Abort(
                 destination_node_pb2.AbortRequest(migration_id=self._id, reason=reason),
                 timeout=self._patience.question_s,
+                metadata=self._metadata(),
             )
 
     async def settle(self) -> common_pb2.OwnershipState.ValueType:
@@ -550,7 +562,7 @@ class GrpcTransport:
         lost_at: float | None = None
         while True:
             try:
-                return await self._watched(self._stub.Continue(request))
+                return await self._watched(self._stub.Continue(request, metadata=self._metadata()))
             except grpc.aio.AioRpcError as error:
                 now = time.monotonic()
                 lost_at = lost_at or now
@@ -560,6 +572,11 @@ class GrpcTransport:
                 if not broken or not comes_back or now - lost_at > self._patience.settle_s:
                     raise self._error(error) from error
             await asyncio.sleep(_RETRY_S)
+
+    @property
+    def streams_broken(self) -> int:
+        """Streams of pages that broke and were opened again."""
+        return self.reconnects + (self._pages.reconnects if self._pages is not None else 0)
 
     async def close(self) -> None:
         """Ends stream and connection."""

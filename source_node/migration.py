@@ -196,6 +196,11 @@ class Migration:
     def _page_size(self) -> int:
         return self._execution.task.machine.page_size
 
+    @property
+    def abort_requested(self) -> bool:
+        """Whether somebody wanted it to end."""
+        return self._abort_reason is not None
+
     def request_abort(self, reason: str) -> None:
         """Ends the migration at the next batch; the task stays here."""
         self._abort_reason = reason
