@@ -18,6 +18,8 @@ from livemigration.drill import Drill
 from livemigration.errors import BadRequest
 from livemigration.service import ListenConfig, default_host_id, serve
 from livemigration.telemetry import open_telemetry
+from livemigration.telemetry.service import add_telemetry
+from livemigration.telemetry.watched import Watched
 from livemigration.v1 import common_pb2, destination_node_pb2, destination_node_pb2_grpc
 
 SERVICE = destination_node_pb2.DESCRIPTOR.services_by_name["DestinationNode"].full_name
@@ -45,7 +47,8 @@ async def serve_destination(config: DestinationConfig, on_ready: Callable[[str],
         if store is None:
             raise BadRequest("a page server keeps what it gets: give a state directory too")
         criu_pages = CriuPages(store.path, config.criu_pages)
-    async with open_telemetry(config.mqtt, role="dest", host_id=host_id) as telemetry:
+    async with open_telemetry(config.mqtt, role="dest", host_id=host_id) as broker:
+        telemetry = Watched(broker, role="dest", host_id=host_id)
         node = DestinationNode(
             host_id=host_id,
             version=version("predump"),
@@ -59,9 +62,13 @@ async def serve_destination(config: DestinationConfig, on_ready: Callable[[str],
 
         def add(server: grpc.aio.Server) -> tuple[str, ...]:
             _add_node(node, server)
-            return (SERVICE,)
+            return (SERVICE, add_telemetry(telemetry, server))
 
-        await serve(config.listen, add, on_ready=on_ready, close=node.close)
+        async def close() -> None:
+            await node.close()
+            telemetry.close()
+
+        await serve(config.listen, add, on_ready=on_ready, close=close)
 
 
 class _Handlers:

@@ -26,9 +26,11 @@ from predump.conform_cli import conform_app
 from predump.criu_cli import criu_app
 from predump.demo import demo_scenario, run_demo
 from predump.exit_status import BAD_INPUT, FAILED
+from predump.faults_cli import faults_app
 from predump.hunks_cli import hunks_app
 from predump.mm_cli import mm_command
 from predump.overrides import OverrideError, parse_override
+from predump.ownership_cli import ownership_command
 from predump.policies_cli import policies_command
 from predump.progress import make_progress
 from predump.render import make_console, print_result
@@ -60,9 +62,11 @@ app.add_typer(workload_app, name="workload")
 app.add_typer(conform_app, name="conform")
 app.add_typer(hunks_app, name="hunks")
 app.add_typer(criu_app, name="criu")
+app.add_typer(faults_app, name="faults")
 app.command("mm")(mm_command)
 app.command("sweep")(sweep_command)
 app.command("policies")(policies_command)
+app.command("ownership")(ownership_command)
 app.command("report")(report_command)
 app.command("compare")(compare_command)
 app.command("calibrate")(calibrate_command)
@@ -377,6 +381,83 @@ def watch(
             as_json=as_json,
         )
         raise typer.Exit(status)
+
+
+@app.command()
+def dashboard(
+    listen: Annotated[
+        str, typer.Option("--listen", metavar="HOST:PORT", help="Port 0 takes a free one.")
+    ] = "127.0.0.1:7080",
+    mqtt: Annotated[
+        str,
+        typer.Option("--mqtt", metavar="URL", help="Hear of migrations from a broker."),
+    ] = "",
+    source: Annotated[
+        str,
+        typer.Option(metavar="HOST:PORT", help="Watch this source; default: start one."),
+    ] = "",
+    dest: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Its destination; default: start one.")
+    ] = "",
+    results: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="RESULTS",
+            help="Finished runs: result files of sweeps, results as JSON, folders; repeatable.",
+        ),
+    ] = None,
+    scenarios: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Scenario files that can be started from the page."),
+    ] = None,
+    name: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A name that this machine is asked for by; repeatable."),
+    ] = None,
+    allow_control: Annotated[
+        bool,
+        typer.Option(
+            "--allow-control",
+            help="Let others than this machine start and abort migrations as well.",
+        ),
+    ] = False,
+    port_file: PortFile = None,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    debug: Debug = False,
+) -> None:
+    """Show migrations on a page, live, and start them from there; until Ctrl-C."""
+    with explained_errors(_explained, debug=debug):
+        try:
+            import starlette  # noqa: F401
+            import uvicorn  # noqa: F401
+        except ImportError as error:
+            raise InputError(
+                "the dashboard needs starlette and uvicorn: pip install predump[dashboard]"
+            ) from error
+        from predump.dashboard.serve import DashboardConfig, serve_dashboard
+
+        if bool(source) != bool(dest):
+            raise InputError("--source and --dest go together; give both, or none")
+        if not source and (tls_ca or tls_cert or tls_key):
+            raise InputError("--tls-ca, --tls-cert and --tls-key need --source and --dest")
+        if scenarios is not None and not scenarios.is_dir():
+            raise InputError(f"--scenarios {scenarios}: there is no such directory")
+        for path in results or []:
+            if not path.exists():
+                raise InputError(f"--results {path}: there is no such file or directory")
+        config = DashboardConfig(
+            listen=_listen(listen, None, port_file).address,
+            mqtt=_checked_broker(mqtt),
+            hosts=_hosts(source, dest, tls_ca, tls_cert, tls_key) if source else None,
+            results=results or (),
+            scenarios=scenarios,
+            names=name or (),
+            allow_control=allow_control,
+            port_file=port_file,
+        )
+        asyncio.run(serve_dashboard(config, _announcer("dashboard")))
 
 
 @app.command()

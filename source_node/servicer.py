@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -24,7 +26,7 @@ from livemigration.status import answering
 from livemigration.telemetry import Telemetry
 from livemigration.v1 import common_pb2, source_node_pb2, source_node_pb2_grpc
 from livemigration.warm import WarmUp
-from source_node.grpc_transport import GrpcTransport
+from source_node.grpc_transport import GrpcTransport, Patience
 from source_node.hosting import HostedTask, TaskRequest
 from source_node.migration import Migration
 from source_node.outcome import NS, Outcome, Round
@@ -33,6 +35,16 @@ from source_node.warmup import warm_up
 PAGE_SIZES = (4096, 16384, 65536)
 CLOCKS = ("virtual", "wall")
 
+MISMATCHES_TOLD = 200
+"""Ranges in telemetry; a result has more."""
+
+LOOK_S = 0.25
+LOOK_SHARE = 0.02
+"""How often the page tables are looked at for whoever looks on, and the most time that takes."""
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -86,8 +98,22 @@ class _Events:
         self.telemetry.state(
             self.migration_id,
             verified=outcome.verified,
-            continued_equal=outcome.continued_equal,
+            continued_equal=outcome.continued_equal if outcome.continued else None,
             downtime_s=outcome.downtime.total_ns / NS,
+            downtime_parts_s=outcome.downtime.to_json(),
+            total_time_s=outcome.total_ns / NS,
+            pages_lost=outcome.pages_lost,
+            pages_spurious=outcome.pages_spurious,
+            pages_different=outcome.mismatched_pages,
+            mismatches=[
+                {
+                    "pid": m.pid,
+                    "start": f"{m.start:#x}",
+                    "pages": m.pages,
+                    "last_round": m.last_round if m.last_round >= 0 else None,
+                }
+                for m in outcome.mismatches[:MISMATCHES_TOLD]
+            ],
             error=outcome.error,
         )
         self.queue.put_nowait(
@@ -108,6 +134,13 @@ class _Running:
     transport: GrpcTransport
     events: _Events
     work: asyncio.Task[None] | None = None
+
+
+def _timed(call: Callable[[], _T]) -> tuple[float, _T]:
+    """What a call returns, and before it how many seconds of this thread's time it took."""
+    began = time.thread_time()
+    made = call()
+    return time.thread_time() - began, made
 
 
 class SourceNode(source_node_pb2_grpc.SourceNodeServicer):
@@ -205,6 +238,8 @@ class SourceNode(source_node_pb2_grpc.SourceNodeServicer):
             self._need_task()
             if self._migrating():
                 raise WrongState("a migration is under way; abort it first")
+            if self._need_task().ownership.state in (Ownership.IN_DOUBT, Ownership.SERVING):
+                raise WrongState("the task is in doubt, with all its memory; settle it first")
             status = self._status()
             await self._drop_task()
             return status
@@ -244,7 +279,9 @@ class SourceNode(source_node_pb2_grpc.SourceNodeServicer):
             WallClock() if spec.clock == "wall" else VirtualClock(hosted.execution.advance)
         )
         events = _Events(hosted.migration_id, self._telemetry, hosted)
-        transport = GrpcTransport(request.destination, self._credentials, self._drill)
+        transport = GrpcTransport(
+            request.destination, self._credentials, self._drill, Patience.of(spec.patience)
+        )
         migration = Migration(
             migration_id=hosted.migration_id,
             spec=spec,
@@ -258,20 +295,75 @@ class SourceNode(source_node_pb2_grpc.SourceNodeServicer):
             reference=hosted.reference,
         )
         self._running = running = _Running(migration, transport, events)
+        task = hosted.request.spec
+        self._telemetry.state(
+            hosted.migration_id,
+            state="prepare",
+            owner="source",
+            destination=request.destination,
+            memory_bytes=task.memory,
+            page_size=task.page_size,
+            workload=task.workload.kind,
+            hunks_off=list(task.hunks.off),
+            policy=spec.policy.kind,
+            clock=spec.clock,
+        )
         running.work = asyncio.create_task(self._run(running), name="migration")
         return running
 
     async def _run(self, running: _Running) -> None:
+        looking = asyncio.create_task(self._look_on(running), name="looking on")
         try:
             outcome = await running.migration.run()
+            await self._look(running)
         except Exception as error:  # a fault of ours: say so instead of leaving the caller waiting
             outcome = running.migration.outcome
             outcome.error = f"internal error: {type(error).__name__}: {error}"
             running.events.end(outcome)
             raise
+        finally:
+            looking.cancel()
         running.events.end(outcome)
         if outcome.ownership is not Ownership.IN_DOUBT:
             await running.transport.close()
+
+    async def _look_on(self, running: _Running) -> None:
+        """Tells now and then where the pages are, if anybody may read it."""
+        while True:
+            took = await self._look(running)
+            await asyncio.sleep(max(LOOK_S, took / LOOK_SHARE))
+
+    async def _look(self, running: _Running) -> float:
+        """Looks once; returns how many seconds of a processor that took."""
+        if not self._telemetry.wants_pages:
+            return 0.0
+        took, pages = 0.0, None
+        try:
+            took, pages = await asyncio.to_thread(_timed, running.migration.look)
+        except Exception:  # no migration fails because somebody looks on
+            log.debug("looking on failed", exc_info=True)
+        if pages is not None:
+            self._telemetry.pages(running.events.migration_id, pages)
+        return took
+
+    async def ChangePolicy(
+        self, request: source_node_pb2.ChangePolicyRequest, context: _Context
+    ) -> source_node_pb2.TaskStatus:
+        """Another policy for the migration under way, from the end of this round on."""
+        async with answering(context):
+            running = self._running
+            hosted = self._need_task()
+            if running is None or running.work is None or running.work.done():
+                raise WrongState("no migration is under way")
+            if request.migration_id and request.migration_id != hosted.migration_id:
+                raise UnknownMigration(f"migration {request.migration_id!r} is not under way here")
+            values = json_format.MessageToDict(request.policy)
+            spec = MigrationSpec.from_struct({"policy": values}).policy
+            if not running.migration.change_policy(spec, build_policy(spec, self._policies)):
+                raise WrongState("the final round has begun: no policy decides any more")
+            self._telemetry.state(hosted.migration_id, policy=spec.kind)
+            self._telemetry.event(hosted.migration_id, "policy", message=f"now {spec.kind}")
+            return self._status()
 
     async def Abort(
         self, request: source_node_pb2.AbortMigrationRequest, context: _Context
@@ -299,6 +391,8 @@ class SourceNode(source_node_pb2_grpc.SourceNodeServicer):
             running = self._running
             if running is None or request.migration_id != hosted.migration_id:
                 raise UnknownMigration(f"migration {request.migration_id!r} is not known here")
+            if self._migrating():
+                raise WrongState("the destination is still being asked; wait for the result")
             hosted.ownership.require(Ownership.IN_DOUBT)
             kind = source_node_pb2.SettleRequest
             if request.decision == kind.DECISION_KEEP:

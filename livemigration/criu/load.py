@@ -133,11 +133,13 @@ def _map(machine: Machine, mm: Mm, vma: ImageVma, objects: dict[int, int]) -> No
         flags = MAP_SHARED  # of an object of its own
     else:
         flags = MAP_PRIVATE | vma.flags & MAP_GROWSDOWN
+    if not vma.is_of_memfd:
+        flags |= MAP_ANONYMOUS
     mm.mmap(
         vma.start,
         vma.end - vma.start,
         vma.prot & (PROT_READ | PROT_WRITE | PROT_EXEC),
-        flags | MAP_ANONYMOUS | MAP_FIXED,
+        flags | MAP_FIXED,
         shared_id=shared_id,
         pgoff=pgoff,
         name=_name(vma),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from livemigration.criu.rpc.service import serving
+from livemigration.criu.rpc.service import MOST_CONNECTIONS, serving
 from predump.criu_host.host import HostConfig, SimulatedHost
 from predump.scenario import Scenario
 
@@ -24,6 +25,8 @@ async def serve_host(
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    # A client whose page server does not answer must not keep the others waiting.
+    loop.set_default_executor(ThreadPoolExecutor(MOST_CONNECTIONS))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     host = SimulatedHost(config)
