@@ -16,7 +16,7 @@ AGREE_OPERATIONS ?= 100000
 SEARCH_SEEDS ?= 10
 
 .PHONY: help demo test setup setup-dev warm lint format types imports stubs unit proto lock bench fuzz \
-	fuzz-jit fuzz-page-server mutate-hunks search-hunks shortest compose-test compose-clean clean
+	fuzz-criu-images fuzz-jit fuzz-page-server mutate-hunks search-hunks shortest compose-test compose-clean clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,6 +76,9 @@ bench: setup-dev ## benchmarks, with their targets
 fuzz: warm ## property tests with fresh seeds and FUZZ_EXAMPLES (5000) examples each
 	@FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest -n 2 tests/property --timeout 3600 \
 		--hypothesis-profile=fuzz --hypothesis-show-statistics $(PYTEST_ARGS)
+
+fuzz-criu-images: warm ## damaged CRIU image directories for FUZZ_SECONDS (600)
+	@$(BIN)/python -m tests.fuzz.criu_images --seconds $(FUZZ_SECONDS)
 
 fuzz-jit: warm ## AGREE_OPERATIONS (100000) random operations, compiled and as plain Python
 	@AGREE_OPERATIONS=$(AGREE_OPERATIONS) $(BIN)/python -m pytest -s --timeout 7200 $(PYTEST_ARGS) \
