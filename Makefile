@@ -18,7 +18,7 @@ SOAK_MINUTES ?= 10
 SOAK_SEED ?=
 
 .PHONY: help demo test setup setup-dev warm lint format types imports stubs unit proto lock bench fuzz \
-	fuzz-criu-rpc fuzz-jit fuzz-page-server mutate-hunks search-hunks shortest faults soak \
+	fuzz-criu-images fuzz-criu-rpc fuzz-jit fuzz-page-server mutate-hunks search-hunks shortest faults soak \
 	compose-test compose-clean clean
 
 help: ## list the targets
@@ -79,6 +79,9 @@ bench: setup-dev ## benchmarks, with their targets
 fuzz: warm ## property tests with fresh seeds and FUZZ_EXAMPLES (5000) examples each
 	@FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest -n 2 tests/property --timeout 3600 \
 		--hypothesis-profile=fuzz --hypothesis-show-statistics $(PYTEST_ARGS)
+
+fuzz-criu-images: warm ## damaged CRIU image directories for FUZZ_SECONDS (600)
+	@$(BIN)/python -m tests.fuzz.criu_images --seconds $(FUZZ_SECONDS)
 
 fuzz-criu-rpc: warm ## hostile clients of CRIU's RPC for FUZZ_SECONDS (600)
 	@$(BIN)/python -m tests.fuzz.criu_rpc --seconds $(FUZZ_SECONDS)
