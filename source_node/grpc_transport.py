@@ -339,6 +339,8 @@ class GrpcTransport:
             if broken is not None and not self._may_try_again(broken):
                 raise self._error(broken)
             await self._resume_after(deadline, broken)
+            if self._lost is not None:  # the watch has given up meanwhile, and watches no more
+                raise self._lost
             self.reconnects += 1
             self._open()
             if await self._send_again():

@@ -169,7 +169,8 @@ def draw(chance: random.Random) -> tuple[Fault, CaseSpec]:
         kind = chance.choice(sorted(_KINDS))
         points, more = _KINDS[kind]
         at = chance.choice(points)
-    lasts = "0s" if chance.random() < 0.3 else f"{chance.randrange(50, 800)}ms"
+    until_the_end = kind != "pause-source" and chance.random() < 0.3
+    lasts = "0s" if until_the_end else f"{chance.randrange(50, 800)}ms"
     spec = FaultSpec.model_validate(
         {
             "about": "by chance",

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from livemigration.spec import Spec, Time
 from livemigration.spec_errors import first_line
@@ -97,6 +97,12 @@ class FaultSpec(Spec):
     case: tuple[CaseSpec, ...] = Field(
         min_length=1, strict=False, description="when, and how it ends"
     )
+
+    @model_validator(mode="after")
+    def _ends(self) -> Self:
+        if self.kind == "pause-source" and parse_time_ns(self.lasts) == 0:
+            raise ValueError("a source that is paused for good never ends: say how long it lasts")
+        return self
 
 
 @dataclass(frozen=True, slots=True)

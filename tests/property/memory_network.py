@@ -22,10 +22,10 @@ from dest_node.store import StateDirectory
 from livemigration.drill import Drill
 from livemigration.ownership import Ownership
 from livemigration.telemetry import Telemetry
-from livemigration.v1 import common_pb2, destination_node_pb2, destination_node_pb2_grpc
+from livemigration.v1 import destination_node_pb2_grpc
 
 CALLS = (
-    "ok", "lose-request", "lose-answer", "silence", "twice", "late",
+    "ok", "lose-request", "lose-answer", "silence", "twice", "late", "hang-up",
     "crash-before", "crash-after", "crash-before-other", "crash-after-other",
 )  # fmt: skip
 FRAMES = ("ok", "twice", "swap", "swallow", "damage", "break", "crash")
@@ -88,35 +88,41 @@ class Network:
         self._store: StateDirectory | None = None
         self._streams: set[MemoryStream] = set()
         self.again: list[tuple[str, bytes]] = []  # requests that may arrive once more
+        self._changing = asyncio.Lock()
         self.check: Callable[[], None] = lambda: None
         self.log: list[str] = []
 
     async def start(self, directory: str = "home") -> None:
-        """A new process."""
-        self._store = StateDirectory(self._folder / directory)
-        self.node = DestinationNode(
-            host_id="dest", version="", store=self._store, telemetry=Silent(), drill=Drill()
-        )
-        self.node._warm.wait = lambda: None  # type: ignore[method-assign]  # warm already
-        self.node._warm.start = lambda: None  # type: ignore[method-assign]
-        await self.node.start()
-        handlers = _Handlers()
-        destination_node_pb2_grpc.add_DestinationNodeServicer_to_server(
-            self.node, cast("grpc.aio.Server", handlers)
-        )
-        self._methods = handlers.methods
+        """A new process, unless there is one."""
+        async with self._changing:
+            if self.node is not None:
+                return
+            store = StateDirectory(self._folder / directory)
+            node = DestinationNode(
+                host_id="dest", version="", store=store, telemetry=Silent(), drill=Drill()
+            )
+            node._warm.wait = lambda: None  # type: ignore[method-assign]  # warm already
+            node._warm.start = lambda: None  # type: ignore[method-assign]
+            await node.start()
+            handlers = _Handlers()
+            destination_node_pb2_grpc.add_DestinationNodeServicer_to_server(
+                node, cast("grpc.aio.Server", handlers)
+            )
+            self.node, self._store, self._methods = node, store, handlers.methods
 
     async def crash(self) -> None:
         """The process is gone: what it had in memory, its connections, its lock."""
-        node, self.node = self.node, None
-        for stream in list(self._streams):
-            await stream.cut(_error(grpc.StatusCode.UNAVAILABLE, "the process died"))
-        if node is not None and self._store is not None:
-            for step in list(node._steps):
-                step.cancel()
-            await asyncio.gather(*node._steps, return_exceptions=True)
-            node._pool.shutdown(wait=True)
-            self._store.close()
+        async with self._changing:
+            node, self.node = self.node, None
+            for stream in list(self._streams):
+                await stream.cut(_error(grpc.StatusCode.UNAVAILABLE, "the process died"))
+            if node is not None and self._store is not None:
+                steps = list(node._steps)
+                for step in steps:
+                    step.cancel()
+                await asyncio.gather(*steps, return_exceptions=True)
+                await asyncio.to_thread(node._pool.shutdown)
+                self._store.close()
 
     @property
     def state(self) -> Ownership:
@@ -144,6 +150,13 @@ class Network:
         if fate == "late" and isinstance(request, bytes):
             asyncio.get_running_loop().call_later(0.02, self._arrives_late, name, request)
             raise _error(grpc.StatusCode.DEADLINE_EXCEEDED, "no answer")
+        if fate == "hang-up" and isinstance(request, bytes):
+            # The connection breaks while the destination is at it.
+            work = asyncio.ensure_future(self._deliver(name, request))
+            await asyncio.sleep(0.001)
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+            raise _error(grpc.StatusCode.UNAVAILABLE, "broken")
         if fate == "twice" and isinstance(request, bytes):
             await self.deliver_once_more(name, request)
         try:
@@ -172,7 +185,7 @@ class Network:
                 self.check()
 
     async def _deliver(self, name: str, request: bytes | AsyncIterator[bytes]) -> bytes:
-        method = self._methods[name]
+        node, method = self.node, self._methods[name]
         context = _Context()
         try:
             if isinstance(request, bytes):
@@ -182,6 +195,10 @@ class Network:
                 reply = await method.stream_unary(chunks, context)
         except _Refused as refused:
             raise _error(refused.code, refused.details) from refused
+        except (RuntimeError, asyncio.CancelledError) as error:
+            if self.node is node:
+                raise
+            raise _error(grpc.StatusCode.UNAVAILABLE, "the process died") from error
         return cast("bytes", method.response_serializer(reply))
 
     def open(self, name: str, metadata: tuple[tuple[str, str], ...]) -> MemoryStream:
@@ -218,21 +235,25 @@ class MemoryStream:
             self._end = _error(grpc.StatusCode.UNAVAILABLE, broken)
             self._context.outbox.put_nowait(grpc.aio.EOF)
         else:
-            self._work = asyncio.ensure_future(self._run(handler))
+            self._work = asyncio.ensure_future(handler(None, self._context))
+            self._work.add_done_callback(self._ended)
 
-    async def _run(self, handler: Any) -> None:
-        end = None
-        try:
-            await handler(None, self._context)
-        except _Refused as refused:
-            end = _error(refused.code, refused.details)
-        except asyncio.CancelledError:
+    def _ended(self, work: asyncio.Task[None]) -> None:
+        """The handler is over, or was cancelled before it began."""
+        if work.cancelled():
             end = _error(grpc.StatusCode.UNAVAILABLE, "broken")
-        finally:
-            self._end = self._end or end or _error(grpc.StatusCode.OK, "")
-            self._network.closed(self)
-            self._context.outbox.put_nowait(grpc.aio.EOF)
-            self._network.check()
+        else:
+            error = work.exception()
+            if isinstance(error, _Refused):
+                end = _error(error.code, error.details)
+            else:
+                end = _error(
+                    grpc.StatusCode.OK if error is None else grpc.StatusCode.UNKNOWN, repr(error)
+                )
+        self._end = self._end or end
+        self._network.closed(self)
+        self._context.outbox.put_nowait(grpc.aio.EOF)
+        self._network.check()
 
     async def cut(self, error: grpc.aio.AioRpcError) -> None:
         """The connection is gone."""
@@ -340,6 +361,3 @@ def _method(path: str, options: dict[str, Any]) -> tuple[str, Any, Any]:
         options["request_serializer"],
         options["response_deserializer"],
     )
-
-
-__all__ = ["CALLS", "FRAMES", "MemoryChannel", "Network", "common_pb2", "destination_node_pb2"]

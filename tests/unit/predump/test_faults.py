@@ -53,6 +53,7 @@ def test_every_key_is_explained(key: str) -> None:
         ("fault/1", "fault/2", "schema: 'predump.fault/2' is not known here; write schema = \""),
         ("[[case]]", "[scenario]\nmemroy = 1\n[[case]]", "did you mean 'memory'?"),
         ("[[case]]", "lasts = 'soon'\n[[case]]", "lasts: "),
+        ('"cut-link"', '"pause-source"', "a source that is paused for good never ends"),
     ],
 )
 def test_a_wrong_file_is_refused_in_one_line(tmp_path: Path, was: str, now: str, says: str) -> None:
