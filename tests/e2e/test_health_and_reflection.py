@@ -22,6 +22,7 @@ SERVICES = {
     "source": source_node_pb2.DESCRIPTOR.services_by_name["SourceNode"],
     "dest": destination_node_pb2.DESCRIPTOR.services_by_name["DestinationNode"],
 }
+TELEMETRY = "livemigration.v1.NodeTelemetry"
 STANDARD = {"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
 
 
@@ -80,7 +81,7 @@ def test_a_node_knows_nothing_of_the_other_ones_service(nodes: dict[str, Node], 
 def test_reflection_lists_the_services(nodes: dict[str, Node], role: str) -> None:
     reply = _reflect(nodes[role].address, reflection_pb2.ServerReflectionRequest(list_services=""))
     listed = {service.name for service in reply.list_services_response.service}
-    assert listed == {SERVICES[role].full_name} | STANDARD
+    assert listed == {SERVICES[role].full_name, TELEMETRY} | STANDARD
 
 
 @pytest.mark.parametrize("role", ROLES)

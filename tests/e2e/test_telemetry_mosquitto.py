@@ -70,7 +70,7 @@ def _of_telemetry(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 async def test_payloads_are_those_of_the_documentation_at_qos_1(broker: Broker) -> None:
     examples = _documented()
-    assert examples.keys() == {"state", "round", "event", "presence"}
+    assert examples.keys() == {"state", "round", "event", "pages", "presence"}
     async with listening(broker) as listener:
         async with open_telemetry(broker.url, role="source", host_id="source-alpha") as telemetry:
             await listener.until(lambda: listener.on("presence") != [])
@@ -79,6 +79,7 @@ async def test_payloads_are_those_of_the_documentation_at_qos_1(broker: Broker) 
             last = ("round", "pages_sent", "pages_soft_dirty", "bytes_wire")
             telemetry.state("3f9c", **{name: examples["round"][name] for name in last})
             telemetry.event("3f9c", "freeze", message=examples["event"]["message"])
+            telemetry.pages("3f9c", examples["pages"])
         await listener.until(lambda: len(listener.on("presence")) == 2)
 
     for kind, example in examples.items():
@@ -87,6 +88,7 @@ async def test_payloads_are_those_of_the_documentation_at_qos_1(broker: Broker) 
             name: type(value) for name, value in example.items()
         }
     assert listener.on("round") == [examples["round"]]
+    assert listener.on("pages") == [examples["pages"]]
     assert [presence["status"] for presence in listener.on("presence")] == ["online", "offline"]
     assert {h.qos for h in listener.heard if h.topic.startswith("predump")} == {1}
 
