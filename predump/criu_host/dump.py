@@ -158,7 +158,8 @@ class Dump:
             await asyncio.to_thread(
                 write_pages, task, part, sink, self.counts, holes=holes, copied=copied
             )
-        await asyncio.to_thread(sink.finish)
+        server = self.request.page_server
+        await asyncio.to_thread(sink.finish, lent=server is not None and server.fd >= 0)
 
     def _parts(self) -> list[Part]:
         """The images of pages. The task's files are memfds, whose content is dumped whole."""

@@ -51,8 +51,8 @@ class PageSink(Protocol):
         """Ranges in ascending order, and the bytes of those that are present."""
         ...
 
-    def finish(self) -> None:
-        """All was added, and is there when this returns."""
+    def finish(self, *, lent: bool = False) -> None:
+        """All was added, and is there when this returns; `lent`: the way there stays open."""
         ...
 
 
@@ -107,7 +107,7 @@ class DirectorySink:
                 )
             self._image.in_parent(start, count)
 
-    def finish(self) -> None:
+    def finish(self, *, lent: bool = False) -> None:
         """See `PageSink`."""
         self.close()
 

@@ -116,12 +116,17 @@ class Sender:
             buffers.append(words[began:])
         self._send(buffers)
 
-    def finish(self) -> None:
-        """All is sent; returns when the server has it all. Raises PageServerError."""
-        (status,) = ANSWER.unpack(self._ask(Command.CLOSE, 0, ANSWER.size))
+    def finish(self, *, lent: bool = False) -> None:
+        """All is sent; returns when the server has it all. Raises PageServerError.
+
+        lent: the connection is somebody else's, who goes on to use it: CRIU says FORCE_CLOSE then.
+        """
+        command = Command.FORCE_CLOSE if lent else Command.CLOSE
+        (status,) = ANSWER.unpack(self._ask(command, 0, ANSWER.size))
         if status:
             raise PageServerError(f"the page server ended with status {status}: its log says why")
-        self._channel.finish()
+        if not lent:
+            self._channel.finish()
 
     def _ask(self, command: Command, target: int, size: int) -> bytes:
         self._send([self._dialect.encode(Message(command, target=target))])
