@@ -45,7 +45,7 @@ from source_node.criu_plan import Part, plan
 from source_node.tracker import RoundScan
 
 _PATIENCE_S = 60.0
-_CONNECT_S = 5.0
+_CONNECT_S = 1.0
 
 
 @contextmanager

@@ -339,8 +339,9 @@ class SimulatedHost:
         """See `livemigration.criu.rpc.host.Host`."""
         if control.start:
             try:
-                overrides = [parse_override(text) for text in control.set]
-                scenario = await asyncio.to_thread(load_scenario, control.start, overrides)
+                overrides = [parse_override(os.fsdecode(text)) for text in control.set]
+                file = os.fsdecode(control.start)
+                scenario = await asyncio.to_thread(load_scenario, file, overrides)
                 await self.start(scenario, control.pid)
             except (ScenarioError, OverrideError) as error:
                 raise RpcFailure(str(error), errno.EINVAL) from error

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from livemigration.criu.rpc.service import MOST_CONNECTIONS, serving
+from livemigration.units import format_size
 from predump.criu_host.host import HostConfig, SimulatedHost
 from predump.scenario import Scenario
 
@@ -33,7 +34,8 @@ async def serve_host(
     try:
         for scenario, pid in scenarios:
             task = await host.start(scenario, pid)
-            say(f"task {task.pid}: {task.name}, {task.spec.memory >> 20} MiB, {task.clock} clock")
+            size = format_size(task.spec.memory)
+            say(f"task {task.pid}: {task.name}, {size}, {task.clock} clock")
         async with serving(socket, host):
             say(f"predump criu service listening on {socket}")
             await stop.wait()

@@ -37,6 +37,8 @@ from predump.criu_host.host import SimulatedHost
 
 PID = 4711
 PATIENCE_S = 30.0
+MOST_SENT = 150_000
+"""What a socket's buffer takes; the kernel refuses longer messages before anybody sees them."""
 MOST_GROWTH = 128 << 20
 MOST_DESCRIPTORS = 8
 """More than before a case: sockets and files of the interpreter's own that come and go."""
@@ -150,9 +152,9 @@ class Fuzzer:
                 client.send(message + bytes(rng.choice((300_000, 100_000))))
                 return
         if rng.random() < 0.05:
-            socket.send_fds(client, [message or b"x"], [0, 1, 2][: rng.randrange(1, 4)])
+            socket.send_fds(client, [message[:MOST_SENT] or b"x"], [0, 1, 2][: rng.randrange(1, 4)])
             return
-        client.send(message)
+        client.send(message[:MOST_SENT])
 
     def _hear(self, rng: random.Random, client: socket.socket) -> bool:
         """Answers and notifications; False when there will be no more."""
