@@ -23,6 +23,7 @@ from bench.measure import Line
 from bench.migration import migration_lines, stream_lines
 from bench.model import model_lines
 from bench.page_server import page_server_lines
+from bench.speed import speed_lines
 from livemigration.service import keep_freed_memory
 
 
@@ -37,6 +38,7 @@ GROUPS: Final[dict[str, _Group]] = {
     "stream": stream_lines,
     "migration": migration_lines,
     "page-server": page_server_lines,
+    "speed": speed_lines,
 }
 
 

@@ -16,8 +16,13 @@ from dest_node.servicer import DestinationNode
 from dest_node.store import StateDirectory
 from livemigration.drill import Drill
 from livemigration.errors import BadRequest
+from livemigration.observe.config import ObserveConfig, observed, traced_calls
+from livemigration.observe.logs import LoggedTelemetry
+from livemigration.observe.metrics import DestinationMetrics
 from livemigration.service import ListenConfig, default_host_id, serve
 from livemigration.telemetry import open_telemetry
+from livemigration.telemetry.service import add_telemetry
+from livemigration.telemetry.watched import Watched
 from livemigration.v1 import common_pb2, destination_node_pb2, destination_node_pb2_grpc
 
 SERVICE = destination_node_pb2.DESCRIPTOR.services_by_name["DestinationNode"].full_name
@@ -34,6 +39,7 @@ class DestinationConfig:
     drill: Drill = field(default_factory=Drill)
     criu_pages: CriuPagesConfig | None = None  # needs a state directory
     export_images: str = ""  # a directory for each task that is taken over; {id}: the migration
+    observe: ObserveConfig = field(default_factory=ObserveConfig)
 
 
 async def serve_destination(config: DestinationConfig, on_ready: Callable[[str], None]) -> None:
@@ -45,13 +51,19 @@ async def serve_destination(config: DestinationConfig, on_ready: Callable[[str],
         if store is None:
             raise BadRequest("a page server keeps what it gets: give a state directory too")
         criu_pages = CriuPages(store.path, config.criu_pages)
-    async with open_telemetry(config.mqtt, role="dest", host_id=host_id) as telemetry:
+    metrics = DestinationMetrics(host_id=host_id, version=version("predump"))
+    async with (
+        open_telemetry(config.mqtt, role="dest", host_id=host_id) as broker,
+        observed(config.observe, "dest", host_id, metrics.registry) as tracing,
+    ):
+        telemetry = Watched(broker, role="dest", host_id=host_id)
         node = DestinationNode(
             host_id=host_id,
             version=version("predump"),
             store=store,
-            telemetry=telemetry,
+            telemetry=LoggedTelemetry(telemetry, config.observe.log.context),
             drill=config.drill,
+            metrics=metrics,
             criu_pages=criu_pages,
             export_images=config.export_images,
         )
@@ -59,9 +71,19 @@ async def serve_destination(config: DestinationConfig, on_ready: Callable[[str],
 
         def add(server: grpc.aio.Server) -> tuple[str, ...]:
             _add_node(node, server)
-            return (SERVICE,)
+            return (SERVICE, add_telemetry(telemetry, server))
 
-        await serve(config.listen, add, on_ready=on_ready, close=node.close)
+        async def close() -> None:
+            await node.close()
+            telemetry.close()
+
+        await serve(
+            config.listen,
+            add,
+            on_ready=on_ready,
+            close=close,
+            interceptors=traced_calls(tracing),
+        )
 
 
 class _Handlers:

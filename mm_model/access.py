@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mm_model._compiled import compiled, inlined
 from mm_model.asm.pgtable import U0, Arch, pmd_maps_block, pte_pfn
-from mm_model.block import copy_bytes, same_bytes
+from mm_model.block import copy_bytes, fetch_early, same_bytes
 from mm_model.frames import new_version
 from mm_model.huge_memory import huge_frame
 from mm_model.memory import access_page
@@ -24,6 +24,12 @@ from mm_model.state import PGD, Int, Phys, Space
 READ: Final = 0
 WRITE: Final = 1
 STORE_WORD: Final = 2
+
+_TABLES_AHEAD: Final = 48
+_FRAMES_AHEAD: Final = 24
+"""So many stores ahead, ask for an entry, and for what it maps: a miss lasts as long as some."""
+_PART: Final = 512
+"""Bytes compared together before they are copied: what is there already is not written again."""
 
 _U3 = np.uint64(3)
 _U7 = np.uint64(7)
@@ -115,9 +121,47 @@ def write_bytes(
 ) -> None:
     """Put ``size`` bytes of ``payload`` into a frame; a new stamp if any byte differs."""
     at = np.int64(frame) * np.int64(content.shape[1]) + np.int64(offset)
-    if not same_bytes(content, at, payload, np.int64(position), np.int64(size)):
-        copy_bytes(content, at, payload, np.int64(position), np.int64(size))
+    start = np.int64(position)
+    end = at + np.int64(size)
+    differ = 0
+    while at < end:
+        # Two parts that differ: the rest probably does as well, and is copied unseen.
+        part = min(np.int64(_PART), end - at) if differ < 2 else end - at
+        if differ >= 2 or not same_bytes(content, at, payload, start, part):
+            copy_bytes(content, at, payload, start, part)
+            differ += 1
+        at += part
+        start += part
+    if differ != 0:
         new_version(phys, frame)
+
+
+@inlined
+def look_ahead(
+    arch: Arch,
+    phys: Phys,
+    space: Space,
+    content: NDArray[np.uint8],
+    addresses: NDArray[np.uint64],
+    n: Int,
+) -> None:
+    """Ask for the memory that the stores after number ``n`` will need; changes nothing.
+
+    An entry that maps nothing names no frame: then nothing useful is asked for.
+    """
+    if n + _TABLES_AHEAD < addresses.shape[0]:
+        index = walk(arch, phys, space.regs[PGD], addresses[n + _TABLES_AHEAD])
+        fetch_early(phys.tables, index)
+    if n + _FRAMES_AHEAD < addresses.shape[0]:
+        address = addresses[n + _FRAMES_AHEAD]
+        index = walk(arch, phys, space.regs[PGD], address)
+        if index >= 0:
+            frame = np.int64(pte_pfn(arch, phys.tables[index]))
+            offset = np.int64(address & arch.page_mask)
+            fetch_early(content, frame * np.int64(content.shape[1]) + offset)
+            fetch_early(phys.version, frame)
+            fetch_early(phys.mapcount, frame)
+            fetch_early(phys.flags, frame)
 
 
 @compiled
@@ -137,6 +181,7 @@ def store_bytes(
     The first ones are at ``payload[position]``.
     """
     for n in range(first, addresses.shape[0]):
+        look_ahead(arch, phys, space, content, addresses, n)
         index = walk(arch, phys, space.regs[PGD], addresses[n])
         index = access_page(arch, phys, space, index, addresses[n], np.int64(1))
         if index < 0:

@@ -2,6 +2,9 @@
 
 A store of a whole page is mostly its bytes. Loops over bytes come out of the compiler several times
 slower than ``memcmp`` and ``memcpy``, which it can call as well.
+
+A small store to a page that nobody looked at lately is mostly waiting for memory: `fetch_early`
+asks for what a later store will need.
 """
 
 from __future__ import annotations
@@ -32,6 +35,9 @@ if numba.config.DISABLE_JIT:
     ) -> None:
         """Put ``size`` bytes at ``there.flat[start]`` to ``here.flat[at]``; they do not overlap."""
         here.reshape(-1)[at : at + size] = there.reshape(-1)[start : start + size]
+
+    def fetch_early(array: NDArray[Any], at: Int) -> None:
+        """Ask for ``array.flat[at]``, to be written soon; nothing is read."""
 
 else:
     _BYTE = ir.IntType(8).as_pointer()
@@ -81,3 +87,24 @@ else:
             return context.get_dummy_value()
 
         return _signature(numba.types.void, here, there), generate
+
+    @intrinsic
+    def fetch_early(typing_context: Any, array: Any, at: Any) -> Any:
+        """Ask for ``array.flat[at]``, to be written soon; nothing is read.
+
+        ``at`` may be anything: the processor asks for no memory that there is not.
+        """
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            made = context.make_array(signature.args[0])(context, builder, arguments[0])
+            place = builder.bitcast(builder.gep(made.data, [arguments[1]]), _BYTE)
+            number = ir.IntType(32)
+            prefetch = builder.module.declare_intrinsic(
+                "llvm.prefetch",
+                [_BYTE],
+                ir.FunctionType(ir.VoidType(), [_BYTE, number, number, number]),
+            )
+            builder.call(prefetch, [place, number(1), number(3), number(1)])  # data, to be written
+            return context.get_dummy_value()
+
+        return numba.types.void(array, numba.types.int64), generate

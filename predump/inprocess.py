@@ -100,12 +100,16 @@ class InProcessTransport(Transport):
     async def verify(
         self, chunks: AsyncIterator[destination_node_pb2.VerifyChunk]
     ) -> destination_node_pb2.VerifyReply:
-        """Compares with the destination's own digests."""
+        """Compares with the destination's own digests, made while the source makes its own."""
         comparison = Comparison(self._there.spec.page_size)
-        async for chunk in chunks:
-            if chunk.digests or chunk.memory_digest:
-                comparison.add(chunk)
-        reply = comparison.compare(self._there.digest())
+        own = asyncio.ensure_future(asyncio.to_thread(self._there.digest))
+        try:
+            async for chunk in chunks:
+                if chunk.digests or chunk.memory_digest:
+                    comparison.add(chunk)
+        finally:
+            await asyncio.wait([own])  # it holds the lock and the model: let it end first
+        reply = comparison.compare(own.result())
         self._there.verified(equal=reply.equal, lazy=comparison.lazy)
         return reply
 

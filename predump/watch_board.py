@@ -30,6 +30,7 @@ _REQUIRED: Mapping[Kind, str] = {
     "state": "state",
     "round": "round",
     "event": "kind",
+    "pages": "round",
     "presence": "status",
 }
 
@@ -111,11 +112,18 @@ class Row:
 
 
 class Board:
-    """Rows, hosts and recent events; `migration_id` limits it to one migration."""
+    """Rows, hosts and recent events; `migration_id` limits it to one migration.
 
-    def __init__(self, topics: Topics, migration_id: str | None = None) -> None:
+    `with_pages`: where pages are is believed as well, for readers that draw it; the board itself
+    keeps nothing of it.
+    """
+
+    def __init__(
+        self, topics: Topics, migration_id: str | None = None, *, with_pages: bool = False
+    ) -> None:
         self._topics = topics
         self._only = migration_id
+        self._with_pages = with_pages
         self.rows: OrderedDict[str, Row] = OrderedDict()
         self.hosts: OrderedDict[str, Mapping[str, object]] = OrderedDict()
         self.events: deque[Update] = deque(maxlen=EVENT_LIMIT)
@@ -128,6 +136,8 @@ class Board:
             self.malformed += 1
             return None
         if subject.kind != "presence" and self._only not in (None, subject.name):
+            return None
+        if subject.kind == "pages" and not self._with_pages:
             return None
         try:
             fields = decode(payload) if payload else {}
@@ -155,6 +165,8 @@ class Board:
         elif update.kind == "event":
             if update.payload:
                 self.events.append(update)
+        elif update.kind == "pages":
+            pass
         elif not update.payload:
             self._clear(update)
         else:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from livemigration.task import Task
 from source_node.host_tracker import HostTracker
-from source_node.tracker import RoundScan, Tracker
+from source_node.tracker import DirtyVma, RoundScan, Tracker
 
 U64 = NDArray[np.uint64]
 
@@ -31,6 +31,10 @@ class DirtyTracker(Protocol):
 
     def count_dirty(self, task: Task) -> int:
         """Pages that a scan would send now."""
+        ...
+
+    def written_since(self, task: Task) -> list[DirtyVma]:
+        """Every mapping now, with the pages written since the last scan, for who looks on."""
         ...
 
     def note(self, pid: int, addresses: U64, versions: U64, round_number: int) -> None:

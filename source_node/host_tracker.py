@@ -15,7 +15,7 @@ from livemigration.host.memory import host_memory
 from livemigration.host.written import THERE, WRITTEN
 from livemigration.layout import describe
 from livemigration.task import ROOT_PID, Task
-from source_node.tracker import NEVER, ProcessScan, RoundScan
+from source_node.tracker import NEVER, DirtyVma, ProcessScan, RoundScan
 
 U8 = NDArray[np.uint8]
 U64 = NDArray[np.uint64]
@@ -115,6 +115,17 @@ class HostTracker:
         mm = host_memory(task)
         flags = mm.flags(mm.start, mm.pages)
         return int(np.count_nonzero(flags == THERE | WRITTEN))
+
+    def written_since(self, task: Task) -> list[DirtyVma]:
+        """The mapping, with the pages that were written since the last scan; changes nothing."""
+        mm = host_memory(task)
+        dirty = mm.flags(mm.start, mm.pages) == THERE | WRITTEN
+        space = describe(ROOT_PID, task.parents[ROOT_PID], task.processes[ROOT_PID])
+        return [
+            DirtyVma(ROOT_PID, vma, dirty[(vma.start - mm.start) // mm.machine.page_size :])
+            for vma in space.vmas
+            if vma.start == mm.start
+        ]
 
     def note(self, pid: int, addresses: U64, versions: U64, round_number: int) -> None:
         """These pages went out with these stamps."""

@@ -15,7 +15,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Protocol
 
@@ -38,7 +38,7 @@ from livemigration.execution import Execution, core_of
 from livemigration.files import describe_file, describe_shared, offsets
 from livemigration.layout import huge_objects, to_proto
 from livemigration.link import Link, TokenBucket
-from livemigration.ownership import Ownership, OwnershipMachine
+from livemigration.ownership import Event, Ownership, OwnershipMachine, fate
 from livemigration.packing import Packing, pack, pack_from
 from livemigration.policy import Decision, Policy, RoundView
 from livemigration.runs import from_runs, to_runs
@@ -49,14 +49,15 @@ from livemigration.snapshot import (
     nonzero_pages,
     without_pages,
 )
-from livemigration.spec import MigrationSpec, lazy_of
+from livemigration.spec import MigrationSpec, PolicySpec, lazy_of
 from livemigration.transport import Transport
 from livemigration.v1 import common_pb2, destination_node_pb2
 from livemigration.verification import addresses_of, chunks, ranges
 from mm_model import MmError
 from source_node.dirty import build_tracker
 from source_node.frames import FrameMaker, Heading, Made
-from source_node.outcome import Downtime, Outcome, Round
+from source_node.live_pages import LiveRound
+from source_node.outcome import NS, Downtime, Outcome, Round
 from source_node.page_map import PageMaps
 from source_node.page_server import PageServer, make_plan, split_scan
 from source_node.tracker import ProcessScan, RoundScan
@@ -160,6 +161,9 @@ class Migration:
         self._tracker = build_tracker(origin.tracker)
         self._frames = self._frame_maker()
         self._abort_reason: str | None = None
+        self._next_policy: tuple[PolicySpec, Policy] | None = None
+        self._decided = False  # the final round comes, whatever a policy would say
+        self._live: LiveRound | None = None
         self._sequence = 0
         self._traffic = _Traffic()
         self._last_frame_ns = 0
@@ -192,9 +196,46 @@ class Migration:
     def _page_size(self) -> int:
         return self._execution.task.machine.page_size
 
+    @property
+    def abort_requested(self) -> bool:
+        """Whether somebody wanted it to end."""
+        return self._abort_reason is not None
+
     def request_abort(self, reason: str) -> None:
         """Ends the migration at the next batch; the task stays here."""
         self._abort_reason = reason
+
+    def change_policy(self, spec: PolicySpec, policy: Policy) -> bool:
+        """`policy` decides from the end of this round on. False: nothing is left to decide."""
+        if self._decided or not self._policy.pre_dumps:
+            return False
+        self._next_policy = (spec, policy)
+        return True
+
+    def look(self) -> dict[str, object] | None:
+        """Where the pages are now (docs/telemetry.md, `pages`); None before the first scan.
+
+        May be called from any thread. Holds the task up for one look at its page tables, and takes
+        no time of the virtual clock.
+        """
+        live = self._live
+        if live is None:
+            return None
+        if live.final:
+            now = live.at_rest(self._page_size)  # frozen, and perhaps gone by now
+        else:
+            with self._execution.lock:
+                now = self._tracker.written_since(self._execution.task)
+        wire = sum(record.bytes_wire for record in self.outcome.rounds)
+        return {
+            "round": live.number,
+            "final": live.final,
+            "over": live.over,
+            "at_s": (self._clock.now_ns - self._started_ns) / NS,
+            "bytes_wire": wire if live.over else wire + self._traffic.bytes_wire,
+            "page_size": self._page_size,
+            **live.cells(now, self._page_size),
+        }
 
     async def run(self) -> Outcome:
         """Migrates; never raises for what can go wrong in a migration, see `Outcome.error`."""
@@ -206,8 +247,13 @@ class Migration:
         except (MigrationError, MmError) as error:
             await self._keep_task(str(error))
         except asyncio.CancelledError:
-            if self._ownership.state is not Ownership.IN_DOUBT:
+            if self._ownership.allows(Event.GIVE_UP):
                 await self._keep_task("the migration was cancelled")
+            raise
+        except Exception as error:
+            # A fault of ours must not leave the task frozen; whoever called hears of it all the
+            # same.
+            await self._keep_task(f"internal error: {type(error).__name__}: {error}")
             raise
         finally:
             self._pool.shutdown(wait=True)
@@ -242,6 +288,7 @@ class Migration:
         self._started_ns = self._clock.now_ns
         number = 0
         if not self._policy.pre_dumps:
+            self._decided = True
             decision = self._policy.decide(RoundView(0, 0, 0, 0, 0, 0, self._page_size))
         while self._policy.pre_dumps:
             record = await self._pre_dump(number)
@@ -251,6 +298,7 @@ class Migration:
             self._observer.round(record, self._clock.now_ns)
             number += 1
             if decision.freeze:
+                self._decided = True
                 break
         final = await self._final_round(number, post_copy=decision.post_copy)
         self._observer.round(final, self._clock.now_ns)
@@ -274,6 +322,7 @@ class Migration:
         self._traffic = _Traffic()
         await self._freeze()
         scan = await self._in_thread(self._scan, number == 0)
+        self._live = LiveRound(number, False, scan)
         frozen = self._clock.now_ns - start
         self._thaw()
         self._bucket.start()
@@ -283,10 +332,11 @@ class Migration:
         return self._record(number, scan, start, frozen)
 
     async def _decide(self, record: Round) -> Decision:
+        changed = self._take_policy()
         dirty = 0
         if self._policy.counts_dirty:
             dirty = await self._in_thread(self._count_dirty)
-        return self._policy.decide(
+        decision = self._policy.decide(
             RoundView(
                 round=record.round,
                 pages_written=record.pages_sent,
@@ -297,6 +347,15 @@ class Migration:
                 page_size=self._page_size,
             )
         )
+        return replace(decision, reason=changed + decision.reason)
+
+    def _take_policy(self) -> str:
+        """Puts the policy in charge that somebody asked for, and says so."""
+        if self._next_policy is None:
+            return ""
+        (spec, self._policy), self._next_policy = self._next_policy, None
+        self._spec = self._spec.model_copy(update={"policy": spec})
+        return f"policy changed to {self._policy.name}: "
 
     async def _final_round(self, number: int, *, post_copy: bool) -> Round:
         await self._get_ready(number)
@@ -305,12 +364,13 @@ class Migration:
         start = self._clock.now_ns
         self._traffic = _Traffic()
         await self._freeze()
-        self._ownership.to(Ownership.FROZEN)
+        self._ownership.on(Event.FREEZE)
         down.freeze_ns = self._clock.now_ns - start
         scan = await self._in_thread(self._scan, number == 0, True)
         down.scan_ns = self._clock.now_ns - start - down.freeze_ns
         if post_copy:
             scan = self._leave_behind(scan, number)
+        self._live = LiveRound(number, True, scan)
         self._say("final", f"final round: {scan.to_send} pages, frozen")
         before = self._clock.now_ns
         self._bucket.start()
@@ -493,6 +553,8 @@ class Migration:
             copied, task.machine.page_size, one_after_other=not self._execution.running
         )
         self._count(made, packing, time.monotonic_ns() - began)
+        if part.file < 0 and self._live is not None:
+            self._live.sent[part.pid] += int(part.addresses.size)
         return made.frame, heading.sequence
 
     def _count(self, made: Made, packing: Packing, took_ns: int) -> None:
@@ -568,6 +630,8 @@ class Migration:
             decode_ns=self._traffic.decode_ns,
         )
         self.outcome.rounds.append(record)
+        if self._live is not None:
+            self._live.over = True
         return record
 
     # -- proof, hand-over, going on
@@ -681,8 +745,8 @@ class Migration:
             await self._transport.open_pages(
                 self._server, self._bucket.send, lazy_of(self._spec.policy).lost_after_ns
             )
-        self._ownership.to(Ownership.IN_DOUBT)
-        status = await self._transport.commit(digests.memory_digest)
+        self._ownership.on(Event.SEND_COMMIT)
+        status = await self._offer(digests.memory_digest)
         if self._clock.name == "wall":
             down.restore_ns = status.restore_ns
             down.resume_ns = max(0, self._clock.now_ns - before - status.restore_ns)
@@ -693,19 +757,29 @@ class Migration:
             self._clock.spend(down.restore_ns + down.resume_ns)
         self._handed_over()
 
+    async def _offer(self, memory_digest: str) -> destination_node_pb2.MigrationStatus:
+        """Asks the destination to take the task over; one that refuses does so for good."""
+        try:
+            return await self._transport.commit(memory_digest)
+        except CommitInDoubt:
+            raise
+        except MigrationError:
+            self._take_back(Event.REFUSED)
+            raise
+
     def _handed_over(self) -> None:
         """The task is the destination's; with post-copy not all of its pages are there yet."""
         self._runnable_ns = self._clock.now_ns
         if self._server is None:
-            self._released()
+            self._released(Event.TAKEN)
         else:
-            self._ownership.to(Ownership.SERVING)
+            self._ownership.on(Event.TAKEN_WITHOUT_PAGES)
             self._served = True
             self._observer.handed_over(self.outcome, self._clock.now_ns)
         self._say("resume", "the task runs at the destination")
 
-    def _released(self) -> None:
-        self._ownership.to(Ownership.RELEASED)
+    def _released(self, event: Event) -> None:
+        self._ownership.on(event)
         verify = self.outcome.verify_ns if self._clock.name == "wall" else 0
         later = 0 if self.outcome.post_copy is None else self.outcome.post_copy.residual_ns
         runnable = self._runnable_ns or self._clock.now_ns
@@ -755,7 +829,7 @@ class Migration:
                 f"{not_seen} pages were not read back for comparison: the page stream broke; "
                 'migrate again, or verify with mode = "digest"'
             )
-        self._released()
+        self._released(Event.PAGES_OVER)
         self._say("released", f"all pages are at the destination: {record.faults} faults")
         return True
 
@@ -777,8 +851,7 @@ class Migration:
 
     def _lose_sight(self, why: str, did: str) -> None:
         """The task is not here, and not whole there: what becomes of it is somebody's decision."""
-        if self._ownership.state is not Ownership.IN_DOUBT:
-            self._ownership.to(Ownership.IN_DOUBT)
+        self._ownership.on(Event.LOSE_SIGHT)
         self._doubt = why
         self.outcome.verified = False
         self.outcome.error = (
@@ -800,20 +873,24 @@ class Migration:
             raise Aborted(f"aborted: {self._abort_reason}")
 
     async def _keep_task(self, error: str, reason: str = "") -> None:
-        """The destination forgets the task, and it goes on here."""
+        """The destination forgets the task, and it goes on here, unless it was handed over."""
+        if not self._ownership.allows(Event.GIVE_UP):
+            standing = "the task is in doubt: settle the migration"
+            if self._ownership.state is not Ownership.IN_DOUBT:
+                standing = "the task was handed over and is the destination's"
+            self.outcome.error = f"{error}; {standing}"
+            return
         await self._transport.abort(reason or error)
-        self._take_back()
+        self._take_back(Event.GIVE_UP)
         if error:
             self.outcome.error = f"{error}; the source kept the task and resumed it"
 
-    def _take_back(self) -> None:
+    def _take_back(self, event: Event) -> None:
+        self._ownership.on(event)
         self._execution.throttle(0)
-        if self._ownership.state in (Ownership.FROZEN, Ownership.IN_DOUBT):
-            self._ownership.to(Ownership.RUNNING)
-        if self._ownership.state is Ownership.RUNNING:
-            with self._execution.lock:
-                self._tracker.stop(self._execution.task)
-            self._execution.thaw()
+        with self._execution.lock:
+            self._tracker.stop(self._execution.task)
+        self._execution.thaw()
 
     async def _settle_doubt(self, error: CommitInDoubt) -> None:
         """Commit was sent without an answer: only the destination can say what became of it."""
@@ -834,16 +911,14 @@ class Migration:
         Raises `DestinationLost` if there is no answer that counts; the doubt stays.
         """
         self._ownership.require(Ownership.IN_DOUBT)
-        fate = await self._transport.settle()
-        if fate == common_pb2.OWNERSHIP_STATE_LOST or (
-            self._served and fate != common_pb2.OWNERSHIP_STATE_COMMITTED
-        ):
+        event = fate(Ownership(await self._transport.settle()), served=self._served)
+        if event is Event.LOSE_SIGHT:
             self._lose_sight(
                 "the destination had taken the task over and died with it", "did there"
             )
             return
-        if fate != common_pb2.OWNERSHIP_STATE_COMMITTED:
-            self.decide(keep=True)
+        if event is Event.NEVER_TAKEN:
+            self._keep_after_doubt(event)
             return
         self._say("commit", "the destination had taken the task over")
         self.outcome.error = ""
@@ -855,13 +930,17 @@ class Migration:
         """Ends the doubt: the task goes on here, or it is the destination's."""
         self._ownership.require(Ownership.IN_DOUBT)
         if keep:
-            self._take_back()
-            never = "" if self._served else "it never took the task, and "
-            self.outcome.error = f"{self._doubt}; {never}the source resumed it"
+            self._keep_after_doubt(Event.KEEP)
         else:
-            self._released()
+            self._released(Event.RELEASE)
             self._say("resume", "the task is the destination's")
             self.outcome.error = f"{self._doubt}; the task is the destination's"
+        self.outcome.ownership = self._ownership.state
+
+    def _keep_after_doubt(self, event: Event) -> None:
+        self._take_back(event)
+        never = "" if self._served else "it never took the task, and "
+        self.outcome.error = f"{self._doubt}; {never}the source resumed it"
         self.outcome.ownership = self._ownership.state
 
     # -- small things

@@ -37,6 +37,18 @@ class Downtime:
             + self.resume_ns
         )
 
+    def to_json(self) -> dict[str, float]:
+        """The fields of ``downtime_s`` in a result."""
+        return {
+            "total": self.total_ns / NS,
+            "freeze": self.freeze_ns / NS,
+            "scan": self.scan_ns / NS,
+            "dump": self.dump_ns / NS,
+            "transfer": self.transfer_ns / NS,
+            "restore": self.restore_ns / NS,
+            "resume": self.resume_ns / NS,
+        }
+
     def to_proto(self) -> common_pb2.DowntimeRecord:
         """As a message."""
         return common_pb2.DowntimeRecord(
@@ -157,6 +169,16 @@ class Outcome:
     memory_digest: str = ""
     post_copy: common_pb2.PostCopyRecord | None = None
 
+    @property
+    def pages_lost(self) -> int:
+        """What was lost in an earlier round may have been sent since: only the last scan counts."""
+        return self.rounds[-1].pages_lost if self.rounds else 0
+
+    @property
+    def pages_spurious(self) -> int:
+        """In all rounds."""
+        return sum(r.pages_spurious for r in self.rounds)
+
     def to_proto(self) -> source_node_pb2.MigrationResult:
         """As a message."""
         later = self.post_copy or common_pb2.PostCopyRecord()
@@ -170,9 +192,8 @@ class Outcome:
             total_ns=self.total_ns,
             bytes_wire=sum(r.bytes_wire for r in self.rounds) + later.bytes_wire,
             payload_bytes=sum(r.payload_bytes for r in self.rounds) + later.payload_bytes,
-            # What was lost in an earlier round may have been sent since: only the last scan counts.
-            pages_lost=self.rounds[-1].pages_lost if self.rounds else 0,
-            pages_spurious=sum(r.pages_spurious for r in self.rounds),
+            pages_lost=self.pages_lost,
+            pages_spurious=self.pages_spurious,
             mismatches=self.mismatches,
             mismatched_pages=self.mismatched_pages,
             ownership=self.ownership.value,

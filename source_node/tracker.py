@@ -9,8 +9,9 @@ The kernel says it by soft-dirty bits, or with ``tracker = "uffd-wp"`` by userfa
 write-protection, which a written page has lost.
 
 Shared anonymous memory is not tracked by soft-dirty: a page-out drops the PTE and the bit with it,
-and other mappings write through PTEs of their own. As CRIU does by default (criu/shmem.c), every
-page of such an object is sent in every round, once per object.
+and other mappings write through PTEs of their own. So every page of such an object is sent in every
+round, once per object. (CRIU's pre-dumps leave it out unless CRIU_TRACK_SHMEM is set, and its dump
+has all of it: seen with 4.1.1 and 4.2.1, docs/criu.md.)
 
 Hugetlb memory is not tracked either, since clear_refs does not walk it. As CRIU does (its pre-dump
 leaves MAP_HUGETLB out), it is sent in full in the final round and in no other.
@@ -35,6 +36,7 @@ from mm_model import (
     MAP_SHARED,
     PM_PRESENT,
     PM_SOFT_DIRTY,
+    PM_SWAP,
     Vma,
     WriteProtectTracker,
 )
@@ -105,6 +107,15 @@ class RoundScan:
     to_send: int = 0
     skipped: int = 0  # live, left to what was sent before
     vmas: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DirtyVma:
+    """One mapping now: `dirty` says of each page whether it was written since the last scan."""
+
+    pid: int
+    vma: Vma
+    dirty: Bools
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +196,21 @@ class Tracker:
                 scan = self._scan_vma(task, pid, vma, claimed, final=False)
                 total += int(np.count_nonzero((scan.soft_dirty | scan.shared) & scan.judged))
         return total
+
+    def written_since(self, task: Task) -> list[DirtyVma]:
+        """Every mapping now, with the pages that were written since the last scan.
+
+        For whoever looks on while a round goes on: changes nothing and decides nothing.
+        """
+        there = PM_PRESENT | PM_SWAP
+        found = []
+        for pid in sorted(task.processes):
+            mm = task.processes[pid]
+            for vma in mm.vmas():
+                entries = mm.pagemap(vma.start, (vma.end - vma.start) // mm.machine.page_size)
+                dirty = self._dirty(pid, vma, entries) & ((entries & there) != 0)
+                found.append(DirtyVma(pid, vma, dirty))
+        return found
 
     def note(self, pid: int, addresses: U64, versions: U64, round_number: int) -> None:
         """These pages went out with these content versions."""

@@ -1,5 +1,8 @@
 """The PAGEMAP_SCAN ioctl on /proc/self/pagemap (Linux 6.7).
 
+What it protects (PM_SCAN_WP_MATCHING) and tells as written (PAGE_IS_WRITTEN) is userfaultfd's
+write-protection, which arm64 has only since 6.10 (`livemigration.host.userfaultfd`).
+
 Documentation/admin-guide/mm/pagemap.rst; structure and number: include/uapi/linux/fs.h. The numbers
 of categories and flags are in `mm_model`, which has the same call for the model.
 """
@@ -57,7 +60,10 @@ class PagemapScan:
             self.close()
             if error.errno != errno.ENOTTY:
                 raise
-            raise BadRequest("PAGEMAP_SCAN is not known here; it came with Linux 6.7") from error
+            raise BadRequest(
+                "PAGEMAP_SCAN is not known here; it came with Linux 6.7, and is of use here with "
+                "userfaultfd's write-protection (6.7 on x86-64, 6.10 on arm64)"
+            ) from error
 
     def scan(self, start: int, end: int, question: Question) -> Iterator[U64]:
         """What is in [start, end), ascending: uint64[n, 3] of start, end, categories.

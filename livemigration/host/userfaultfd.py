@@ -1,4 +1,8 @@
-"""userfaultfd, as far as asynchronous write-protection needs it (Linux 6.7).
+"""userfaultfd, as far as asynchronous write-protection needs it.
+
+UFFD_FEATURE_WP_ASYNC came with Linux 6.7, and works where the architecture has userfaultfd's
+write-protection at all (CONFIG_HAVE_ARCH_USERFAULTFD_WP): x86-64 had it before, arm64 has it since
+6.10 ("arm64/mm: Add uffd write-protect support").
 
 With UFFD_FEATURE_WP_ASYNC nobody answers faults: the kernel itself takes the protection from a page
 that is written, and PAGEMAP_SCAN tells which pages have lost it. So no message is ever read here,

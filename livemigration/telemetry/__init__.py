@@ -10,6 +10,7 @@ docs/telemetry.md.
 * outbox - what waits for the broker, in which order, and what is dropped
 * connection - one connection to the broker
 * publisher - the background task
+* watched, service - the same for readers over gRPC, without a broker
 """
 
 from __future__ import annotations
@@ -35,6 +36,13 @@ class Telemetry(Protocol):
     def event(self, migration_id: str, kind: str, **fields: object) -> None:
         """Publish that something happened."""
 
+    def pages(self, migration_id: str, record: Mapping[str, object]) -> None:
+        """Replace what is said of where the pages are of the round under way."""
+
+    @property
+    def wants_pages(self) -> bool:
+        """Whether anybody may read `pages`, which take time to count."""
+
 
 class _Silent:
     """Telemetry of a host without a broker."""
@@ -44,6 +52,12 @@ class _Silent:
     def round(self, migration_id: str, record: Mapping[str, object]) -> None: ...
 
     def event(self, migration_id: str, kind: str, **fields: object) -> None: ...
+
+    def pages(self, migration_id: str, record: Mapping[str, object]) -> None: ...
+
+    @property
+    def wants_pages(self) -> bool:
+        return False
 
 
 def open_telemetry(url: str, *, role: str, host_id: str) -> AbstractAsyncContextManager[Telemetry]:

@@ -7,9 +7,10 @@ publish.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal, SupportsIndex, cast
 from urllib.parse import quote, unquote
 
 import msgpack
@@ -18,7 +19,11 @@ ROOT = "predump/v1"
 ENDED_STATES = frozenset({"done", "aborted", "failed", "ended"})
 """States after which a migration changes no more on this host."""
 
-Kind = Literal["state", "round", "event", "presence"]
+TOTALS = (("total_pages_sent", "pages_sent"), ("total_bytes_wire", "bytes_wire"))
+"""What a state adds up over the rounds, for those who come late and have not heard them."""
+
+MigrationKind = Literal["state", "round", "event", "pages"]
+Kind = Literal["state", "round", "event", "pages", "presence"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +51,7 @@ class Topics:
             return [f"{self.root}/#"]
         return [f"{self.root}/{_level(migration_id)}/+/+", f"{self.root}/host/+/presence"]
 
-    def of(self, kind: Literal["state", "round", "event"], migration_id: str, role: str) -> str:
+    def of(self, kind: MigrationKind, migration_id: str, role: str) -> str:
         return f"{self.root}/{_level(migration_id)}/{_level(role)}/{kind}"
 
     def presence(self, host_id: str) -> str:
@@ -60,7 +65,7 @@ class Topics:
         first, second, last = (unquote(level) for level in levels)
         if last == "presence":
             return Subject("presence", second) if first == "host" else None
-        if last in ("state", "round", "event"):
+        if last in ("state", "round", "event", "pages"):
             return Subject(cast("Kind", last), first, second)
         return None
 
@@ -68,6 +73,26 @@ class Topics:
 def _level(name: str) -> str:
     # Lone surrogates cannot be encoded; a topic level may not be endless (64 KiB for the topic).
     return quote(name[:256], safe="", errors="replace")
+
+
+def full_state(
+    old: Mapping[str, object],
+    fields: Mapping[str, object],
+    host: Mapping[str, object],
+    migration_id: str,
+) -> dict[str, object]:
+    """The state after `old`: what `fields` bring along, the rest as it was, and who says it."""
+    now = time.time()
+    new = {"started": now, "since": now, **old, **fields}
+    if new.get("state") != old.get("state"):
+        new["since"] = now
+    new.update(host, migration_id=migration_id, time=now)
+    return new
+
+
+def added(total: object, more: object) -> int:
+    """Their sum as far as they are whole numbers, NumPy's too."""
+    return sum(int(n) for n in (total, more) if isinstance(n, SupportsIndex))
 
 
 def encode(payload: Mapping[str, object]) -> bytes:

@@ -9,13 +9,20 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import SupportsIndex
 
 import aiomqtt
 
 from livemigration.telemetry.address import BrokerAddress
 from livemigration.telemetry.connection import BrokerLostError, connected, next_delay
-from livemigration.telemetry.messages import ENDED_STATES, Topics, decode, encode
+from livemigration.telemetry.messages import (
+    ENDED_STATES,
+    TOTALS,
+    Topics,
+    added,
+    decode,
+    encode,
+    full_state,
+)
 from livemigration.telemetry.outbox import Outbox
 
 FLUSH_S = 3.0
@@ -24,7 +31,6 @@ _LAST_ATTEMPTS = 2
 """How often a lost broker is still tried while leaving."""
 _STEADY_S = 10.0
 """A connection that lasted this long lets the delays begin anew."""
-_TOTALS = (("total_pages_sent", "pages_sent"), ("total_bytes_wire", "bytes_wire"))
 
 _log = logging.getLogger("livemigration.telemetry")
 
@@ -79,7 +85,7 @@ class MqttTelemetry:
         topic = self._topics.of("state", migration_id, self._role)
         state = self._outbox.fields(topic)
         if state:
-            totals = {total: _sum(state.get(total), record.get(of)) for total, of in _TOTALS}
+            totals = {total: added(state.get(total), record.get(of)) for total, of in TOTALS}
             self._put_state(topic, migration_id, state, totals)
 
     def event(self, migration_id: str, kind: str, **fields: object) -> None:
@@ -87,6 +93,17 @@ class MqttTelemetry:
         head = {"migration_id": migration_id, "kind": kind, "time": time.time()}
         topic = self._topics.of("event", migration_id, self._role)
         self._message(migration_id, topic, {**fields, **self._host, **head, "seq": self._events})
+
+    @property
+    def wants_pages(self) -> bool:
+        # Whether anybody reads them, only the broker knows.
+        return True
+
+    def pages(self, migration_id: str, record: Mapping[str, object]) -> None:
+        topic = self._topics.of("pages", migration_id, self._role)
+        # To be forgotten first: what it says is of interest while the migration goes on.
+        self._outbox.put_state(topic, record, ended=True, now=time.monotonic())
+        self._wake.set()
 
     def close(self) -> None:
         """Let `run` end as soon as everything is published, or the broker proves to be away."""
@@ -190,11 +207,7 @@ class MqttTelemetry:
         old: Mapping[str, object],
         fields: Mapping[str, object],
     ) -> None:
-        now = time.time()
-        new = {"started": now, "since": now, **old, **fields}
-        if new.get("state") != old.get("state"):
-            new["since"] = now
-        new.update(self._host, migration_id=migration_id, time=now)
+        new = full_state(old, fields, self._host, migration_id)
         self._outbox.put_state(
             topic,
             new,
@@ -228,8 +241,3 @@ class MqttTelemetry:
             _log.warning("telemetry has reached the broker at %s %s", self._address, what)
         self._reached = True
         self._reported_lost = False
-
-
-def _sum(total: object, more: object) -> int:
-    """Their sum as far as they are whole numbers, NumPy's too."""
-    return sum(int(n) for n in (total, more) if isinstance(n, SupportsIndex))

@@ -173,6 +173,32 @@ class AbortMigrationRequest(_message.Message):
 Global___AbortMigrationRequest: _TypeAlias = AbortMigrationRequest  # noqa: Y015
 
 @_typing.final
+class ChangePolicyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIGRATION_ID_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    migration_id: _builtins.str
+    """"": whichever is under way"""
+    @_builtins.property
+    def policy(self) -> _struct_pb2.Struct:
+        """as in a scenario: kind and its keys"""
+
+    def __init__(
+        self,
+        *,
+        migration_id: _builtins.str = ...,
+        policy: _struct_pb2.Struct | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["migration_id", b"migration_id", "policy", b"policy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangePolicyRequest: _TypeAlias = ChangePolicyRequest  # noqa: Y015
+
+@_typing.final
 class SettleRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -65,6 +65,11 @@ class SourceNodeStub:
                 request_serializer=livemigration_dot_v1_dot_source__node__pb2.AbortMigrationRequest.SerializeToString,
                 response_deserializer=livemigration_dot_v1_dot_source__node__pb2.TaskStatus.FromString,
                 _registered_method=True)
+        self.ChangePolicy = channel.unary_unary(
+                '/livemigration.v1.SourceNode/ChangePolicy',
+                request_serializer=livemigration_dot_v1_dot_source__node__pb2.ChangePolicyRequest.SerializeToString,
+                response_deserializer=livemigration_dot_v1_dot_source__node__pb2.TaskStatus.FromString,
+                _registered_method=True)
         self.Settle = channel.unary_unary(
                 '/livemigration.v1.SourceNode/Settle',
                 request_serializer=livemigration_dot_v1_dot_source__node__pb2.SettleRequest.SerializeToString,
@@ -115,6 +120,14 @@ class SourceNodeServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ChangePolicy(self, request, context):
+        """Gives the migration under way another policy, which decides from the end of this round on.
+        Refused once the final round has begun.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Settle(self, request, context):
         """Settles a migration in doubt: asks the destination again.
         """
@@ -153,6 +166,11 @@ def add_SourceNodeServicer_to_server(servicer, server):
             'Abort': grpc.unary_unary_rpc_method_handler(
                     servicer.Abort,
                     request_deserializer=livemigration_dot_v1_dot_source__node__pb2.AbortMigrationRequest.FromString,
+                    response_serializer=livemigration_dot_v1_dot_source__node__pb2.TaskStatus.SerializeToString,
+            ),
+            'ChangePolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChangePolicy,
+                    request_deserializer=livemigration_dot_v1_dot_source__node__pb2.ChangePolicyRequest.FromString,
                     response_serializer=livemigration_dot_v1_dot_source__node__pb2.TaskStatus.SerializeToString,
             ),
             'Settle': grpc.unary_unary_rpc_method_handler(
@@ -322,6 +340,33 @@ class SourceNode:
             target,
             '/livemigration.v1.SourceNode/Abort',
             livemigration_dot_v1_dot_source__node__pb2.AbortMigrationRequest.SerializeToString,
+            livemigration_dot_v1_dot_source__node__pb2.TaskStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChangePolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/livemigration.v1.SourceNode/ChangePolicy',
+            livemigration_dot_v1_dot_source__node__pb2.ChangePolicyRequest.SerializeToString,
             livemigration_dot_v1_dot_source__node__pb2.TaskStatus.FromString,
             options,
             channel_credentials,

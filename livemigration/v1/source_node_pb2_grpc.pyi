@@ -42,6 +42,10 @@ class SourceNodeStub:
     """Migrates the task. The stream ends with one event that carries the result."""
     Abort: _grpc.UnaryUnaryMultiCallable[_source_node_pb2.AbortMigrationRequest, _source_node_pb2.TaskStatus]
     """Stops the migration that is under way; the source keeps and resumes the task."""
+    ChangePolicy: _grpc.UnaryUnaryMultiCallable[_source_node_pb2.ChangePolicyRequest, _source_node_pb2.TaskStatus]
+    """Gives the migration under way another policy, which decides from the end of this round on.
+    Refused once the final round has begun.
+    """
     Settle: _grpc.UnaryUnaryMultiCallable[_source_node_pb2.SettleRequest, _source_node_pb2.MigrationResult]
     """Settles a migration in doubt: asks the destination again."""
 
@@ -58,6 +62,10 @@ class SourceNodeAsyncStub(SourceNodeStub):
     """Migrates the task. The stream ends with one event that carries the result."""
     Abort: _aio.UnaryUnaryMultiCallable[_source_node_pb2.AbortMigrationRequest, _source_node_pb2.TaskStatus]  # type: ignore[assignment]
     """Stops the migration that is under way; the source keeps and resumes the task."""
+    ChangePolicy: _aio.UnaryUnaryMultiCallable[_source_node_pb2.ChangePolicyRequest, _source_node_pb2.TaskStatus]  # type: ignore[assignment]
+    """Gives the migration under way another policy, which decides from the end of this round on.
+    Refused once the final round has begun.
+    """
     Settle: _aio.UnaryUnaryMultiCallable[_source_node_pb2.SettleRequest, _source_node_pb2.MigrationResult]  # type: ignore[assignment]
     """Settles a migration in doubt: asks the destination again."""
 
@@ -107,6 +115,16 @@ class SourceNodeServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_source_node_pb2.TaskStatus, _abc.Awaitable[_source_node_pb2.TaskStatus]]:
         """Stops the migration that is under way; the source keeps and resumes the task."""
+
+    @_abc_1.abstractmethod
+    def ChangePolicy(
+        self,
+        request: _source_node_pb2.ChangePolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_source_node_pb2.TaskStatus, _abc.Awaitable[_source_node_pb2.TaskStatus]]:
+        """Gives the migration under way another policy, which decides from the end of this round on.
+        Refused once the final round has begun.
+        """
 
     @_abc_1.abstractmethod
     def Settle(

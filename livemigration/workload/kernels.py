@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from livemigration.compiled import compiled
+from livemigration.compiled import compiled, compiled_brief
 
 U64 = NDArray[np.uint64]
 U32 = NDArray[np.uint32]
@@ -69,7 +69,7 @@ def _mix_int(x: int) -> int:
     return x ^ (x >> 31)
 
 
-@compiled
+@compiled_brief
 def mix(x: np.uint64) -> np.uint64:
     """The finaliser of splitmix64: a bijection of 64-bit words that looks random."""
     x = (x ^ (x >> _S30)) * _M1
@@ -84,26 +84,26 @@ def mix_all(words: U64) -> U64:
     return words ^ (words >> _S31)
 
 
-@compiled
+@compiled_brief
 def draw(key: np.uint64, k: np.uint64) -> np.uint64:
     """Random word number k of the stream ``key``."""
     return mix(key + k * GOLDEN)
 
 
-@compiled
+@compiled_brief
 def below(word: np.uint64, n: np.uint64) -> np.uint64:
     """A random word as a number below n (n of at most 32 bits): floor(word * n / 2**64)."""
     return ((word >> _S32) * n + (((word & _LOW32) * n) >> _S32)) >> _S32
 
 
-@compiled
+@compiled_brief
 def draw_below(key: np.uint64, first: np.uint64, n: np.uint64, out: I64) -> None:
     """out[i] = a number below n for operation first + i."""
     for i in range(out.size):
         out[i] = np.int64(below(draw(key, first + np.uint64(i)), n))
 
 
-@compiled
+@compiled_brief
 def draw_hotspot(
     choice: np.uint64,
     key: np.uint64,
@@ -123,7 +123,7 @@ def draw_hotspot(
             out[i] = np.int64(hot + below(word, n - hot))
 
 
-@compiled
+@compiled_brief
 def draw_alias(
     choice: np.uint64, key: np.uint64, first: np.uint64, table: U64, order: U32, out: I64
 ) -> None:
@@ -138,7 +138,7 @@ def draw_alias(
             out[i] = order[table[column, 1]]
 
 
-@compiled
+@compiled_brief
 def draw_sideways(
     choice: np.uint64,
     key: np.uint64,
@@ -155,7 +155,7 @@ def draw_sideways(
             out[i] = np.int64(n + below(draw(key, k), others))
 
 
-@compiled
+@compiled_brief
 def sweep(first: int, n: int, out: I64) -> None:
     """out[i] = (first + i) mod n."""
     page = first % n
@@ -201,7 +201,7 @@ def make_alias(weights: U64, total: np.uint64, table: U64) -> None:
             smalls += 1
 
 
-@compiled
+@compiled_brief
 def place(
     pages: I64,
     slots: np.uint64,
@@ -233,7 +233,7 @@ def place(
         out[i] = address
 
 
-@compiled
+@compiled_brief
 def fill_words(
     key: np.uint64,
     first: np.uint64,
@@ -273,7 +273,7 @@ def fill_words(
             out[at + i] = word
 
 
-@compiled
+@compiled_brief
 def fill_bytes(
     key: np.uint64,
     first: np.uint64,
@@ -296,7 +296,7 @@ def fill_bytes(
         at += size
 
 
-@compiled
+@compiled_brief
 def heap_stores(
     choice: np.uint64,
     key: np.uint64,

@@ -9,9 +9,9 @@ from typing import Any
 from predump.report.figure import Figure, Key, Panel
 from predump.report.quantities import mebibytes, seconds, shown
 from predump.report.study import Done, Study
-from predump.report.theme import FINAL, PARTS, ROUNDS
+from predump.report.theme import FINAL, LAZY, PARTS, ROUNDS
 from predump.report.vega import Spec, axis_of, tooltips, view
-from predump.result import RoundResult
+from predump.result import PostCopy, RoundResult
 
 MIB = float(2**20)
 _MOST_PLACES = 8
@@ -21,6 +21,7 @@ _BAR = 22
 _GROUPS = ((0, "round 0"), (1, "round 1"), (2, "round 2"), (5, "rounds 3 to 5"))
 _LATER = "later rounds"
 _FINAL = "final round, frozen"
+_AFTERWARDS = "pages after the hand-over"
 _ROUND_NAMES = (*(name for _, name in _GROUPS), _LATER, _FINAL)
 _PART_NAMES = ("freeze", "scan", "dump", "transfer", "restore", "resume")
 
@@ -57,10 +58,14 @@ def bars(study: Study) -> list[Figure]:
     if not chosen:
         return []
     repeats = " Of repeats with other seeds the first is shown." if _has_repeats(study) else ""
+    frozen = "the last one is sent while the task is frozen (its restore is not in here)"
     rounds = [
         Key(name, color, "bar", series=False)
         for name, color in zip(_ROUND_NAMES, (*ROUNDS, FINAL), strict=True)
     ]
+    if any(done.result.post_copy is not None for place in chosen for done in place.runs):
+        rounds.append(Key(_AFTERWARDS, LAZY, "bar", series=False))
+        frozen += "; afterwards, with post-copy, come the pages that the task had to do without"
     parts = [
         Key(name, color, "bar", series=False)
         for name, color in zip(_PART_NAMES, PARTS, strict=True)
@@ -69,8 +74,7 @@ def bars(study: Study) -> list[Figure]:
         Figure(
             "rounds-time",
             "Rounds, by time",
-            "How long each round took, one after the other; the last one is sent while the task is "
-            f"frozen (its restore is not in here).{repeats}",
+            f"How long each round took, one after the other; {frozen}.{repeats}",
             _panels(chosen, _round_times, "time", "s"),
             tuple(rounds),
         ),
@@ -160,7 +164,10 @@ def _group(entry: RoundResult, *, last: bool) -> tuple[str, str]:
 
 
 def _round_pieces(
-    done: Done, value: Callable[[RoundResult], float], text: Callable[[float], str]
+    done: Done,
+    value: Callable[[RoundResult], float],
+    afterwards: Callable[[PostCopy], float],
+    text: Callable[[float], str],
 ) -> Iterator[Piece]:
     rounds = done.result.rounds
     for entry in rounds:
@@ -173,15 +180,30 @@ def _round_pieces(
             "value": text(value(entry)),
             "more": f"{entry.pages_sent:,} pages, {mebibytes(entry.bytes_wire)}",
         }
+    later = done.result.post_copy
+    if later is not None:
+        yield {
+            "v": afterwards(later),
+            "part": _AFTERWARDS,
+            "color": LAZY,
+            "name": _AFTERWARDS,
+            "value": text(afterwards(later)),
+            "more": f"{later.pages_lazy:,} pages, {seconds(later.stalled_s)} waited for them",
+        }
 
 
 def _round_times(done: Done) -> Iterator[Piece]:
-    return _round_pieces(done, lambda entry: entry.duration_s, seconds)
+    return _round_pieces(
+        done, lambda entry: entry.duration_s, lambda later: later.residual_s, seconds
+    )
 
 
 def _round_bytes(done: Done) -> Iterator[Piece]:
     return _round_pieces(
-        done, lambda entry: entry.bytes_wire / MIB, lambda size: mebibytes(size * MIB)
+        done,
+        lambda entry: entry.bytes_wire / MIB,
+        lambda later: later.bytes_wire / MIB,
+        lambda size: mebibytes(size * MIB),
     )
 
 

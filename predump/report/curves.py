@@ -33,6 +33,11 @@ class _Measure:
     caption: str
 
 
+def _standstill(done: Done) -> float:
+    later = done.result.post_copy
+    return done.result.downtime_s.total + (later.stalled_s if later is not None else 0.0)
+
+
 _MEASURES = (
     _Measure(
         "downtime",
@@ -45,6 +50,16 @@ _MEASURES = (
         "From the freeze at the source to the task runnable at the destination.",
     ),
     _Measure(
+        "standstill",
+        "Time in which the task stands still",
+        "downtime and waiting for pages",
+        "s",
+        _standstill,
+        lambda theory: theory.downtime_s,
+        seconds,
+        "The downtime, and all that the task waits for pages after the hand-over.",
+    ),
+    _Measure(
         "total-time",
         "Total time",
         "total migration time",
@@ -52,7 +67,8 @@ _MEASURES = (
         lambda done: done.result.total_time_s,
         lambda theory: theory.total_s,
         seconds,
-        "From the start of round 0 to the task runnable at the destination.",
+        "From the start of round 0 to the task runnable at the destination, with post-copy to its "
+        "last page.",
     ),
     _Measure(
         "bytes",
@@ -72,7 +88,10 @@ def curves(study: Study) -> list[Figure]:
     if study.axis is None or not any(done.x is not None for done in study.done):
         return []
     theory = {id(done): expected(done) for done in study.done}
-    return [_figure(study, measure, theory) for measure in _MEASURES]
+    # Without post-copy a task stands still in the downtime alone.
+    later = any(done.result.post_copy is not None for done in study.done)
+    measures = [each for each in _MEASURES if later or each.of is not _standstill]
+    return [_figure(study, measure, theory) for measure in measures]
 
 
 def _figure(study: Study, measure: _Measure, theory: dict[int, Expected | None]) -> Figure:

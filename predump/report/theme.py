@@ -13,6 +13,8 @@ ROUNDS = ("#08519c", "#2f7fbf", "#6baed6", "#9ecae1", "#c6dbef")
 """Pre-dumps from the first on: one hue, ever lighter."""
 FINAL = "#d55e00"
 """The final round, frozen."""
+LAZY = "#e69f00"
+"""Pages that come while the task runs at the destination."""
 PARTS = ("#999999", "#56b4e9", "#e69f00", "#0072b2", "#009e73", "#cc79a7")
 """Parts of the downtime, in their order."""
 

@@ -32,6 +32,7 @@ _RUN_COLUMNS: dict[str, str] = {
     "axes": "JSON NOT NULL",
     "workload": "VARCHAR NOT NULL",
     "policy": "VARCHAR NOT NULL",
+    "encoding": "VARCHAR",  # what "encoding" says, such as "delta+zstd"
     "tracker": "VARCHAR NOT NULL",
     "seed": "UBIGINT NOT NULL",
     "memory_bytes": "UBIGINT NOT NULL",
@@ -64,10 +65,14 @@ _RUN_COLUMNS: dict[str, str] = {
     "residual_s": "DOUBLE",
     "slowdown": "DOUBLE",
     "wall_s": "DOUBLE",
+    "worker": "VARCHAR",  # the process that ran it, HOST:PID
+    "worker_rss_bytes": "UBIGINT",  # what that process had resident after it
     "scenario": "JSON NOT NULL",
     "result": "JSON",
     "versions": "JSON NOT NULL",
 }
+_ADDED_COLUMNS = ("encoding", "worker", "worker_rss_bytes")
+"""Columns that the first files of this format do not have; they get them when they are opened."""
 _POST_COPY_COLUMNS = (
     *("pages_lazy", "working_set", "faults", "faults_remote"),
     *("stalled_s", "residual_s", "slowdown"),
@@ -91,10 +96,15 @@ class StoreError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """How a point ended: a result (`predump.result/1`, as a mapping), or why there is none."""
+    """How a point ended: a result (`predump.result/1`, as a mapping), or why there is none.
+
+    `worker` (HOST:PID) is the process that ran it, which had `rss_bytes` resident afterwards.
+    """
 
     result: Mapping[str, Any] | None
     error: str = ""
+    worker: str | None = None
+    rss_bytes: int | None = None
 
 
 class ResultStore:
@@ -137,6 +147,7 @@ class ResultStore:
             (schema,) = self._db.execute("SELECT schema FROM predump").fetchone() or ("",)
             if schema != STORE_SCHEMA:
                 raise StoreError(f"{self.path}: is of format {schema}; this is {STORE_SCHEMA}")
+            self._add_columns()
             return
         with self._transaction():
             self._db.execute("CREATE TABLE predump (schema VARCHAR)")
@@ -144,6 +155,23 @@ class ResultStore:
             for table, columns in (("runs", _RUN_COLUMNS), ("rounds", _ROUND_COLUMNS)):
                 described = ", ".join(f'"{name}" {kind}' for name, kind in columns.items())
                 self._db.execute(f"CREATE TABLE {table} ({described})")
+
+    def _add_columns(self) -> None:
+        """What a file of an earlier version lacks; what its rows know is filled in."""
+        described = self._db.execute("SELECT name FROM pragma_table_info('runs')").fetchall()
+        missing = [name for name in _ADDED_COLUMNS if (name,) not in described]
+        if not missing:
+            return
+        with self._transaction():
+            for name in missing:
+                self._db.execute(f'ALTER TABLE runs ADD COLUMN "{name}" {_RUN_COLUMNS[name]}')
+            if "encoding" in missing:
+                rows = self._db.execute("SELECT key, scenario FROM runs").fetchall()
+                for key, scenario in rows:
+                    encoding = json.loads(scenario)["migration"].get("encoding", {})
+                    self._db.execute(
+                        "UPDATE runs SET encoding = ? WHERE key = ?", [_encoding(encoding), key]
+                    )
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -225,8 +253,9 @@ def _run_row(
     sweep: str, point: Point, finished: Finished, versions: Mapping[str, str]
 ) -> dict[str, Any]:
     task, migration = point.scenario.task, point.scenario.migration
-    scenario = {"name": point.scenario.name, "task": task.to_struct()}
-    scenario["migration"] = migration.to_struct()
+    settings = migration.to_struct()
+    name = point.scenario.name
+    scenario = {"name": name, "task": task.to_struct(), "migration": settings}
     row: dict[str, Any] = {
         "key": point.key,
         "sweep": sweep,
@@ -237,6 +266,7 @@ def _run_row(
         "axes": json.dumps(point.axes),
         "workload": task.workload.kind,
         "policy": migration.policy.kind,
+        "encoding": _encoding(settings["encoding"]),
         "tracker": task.tracker,
         "seed": task.seed,
         "memory_bytes": task.memory,
@@ -246,6 +276,8 @@ def _run_row(
         "latency_s": migration.link.latency_ns / 1e9,
         "scenario": json.dumps(scenario),
         "versions": json.dumps(dict(versions)),
+        "worker": finished.worker,
+        "worker_rss_bytes": finished.rss_bytes,
     }
     result = finished.result
     if result is None:
@@ -263,6 +295,12 @@ def _run_row(
     # The scenario has a column of its own.
     row["result"] = json.dumps({**result, "scenario": None})
     return row
+
+
+def _encoding(encoding: Mapping[str, Any]) -> str:
+    """An encoding in one word: its kind, and how a delta's changes are written unless as usual."""
+    kind, codec = encoding.get("kind", "raw"), encoding.get("codec", "run-length")
+    return str(kind if codec == "run-length" else f"{kind}+{codec}")
 
 
 def _rate(point: Point) -> float | None:

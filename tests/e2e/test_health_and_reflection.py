@@ -22,6 +22,7 @@ SERVICES = {
     "source": source_node_pb2.DESCRIPTOR.services_by_name["SourceNode"],
     "dest": destination_node_pb2.DESCRIPTOR.services_by_name["DestinationNode"],
 }
+TELEMETRY = "livemigration.v1.NodeTelemetry"
 STANDARD = {"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
 
 
@@ -80,7 +81,7 @@ def test_a_node_knows_nothing_of_the_other_ones_service(nodes: dict[str, Node], 
 def test_reflection_lists_the_services(nodes: dict[str, Node], role: str) -> None:
     reply = _reflect(nodes[role].address, reflection_pb2.ServerReflectionRequest(list_services=""))
     listed = {service.name for service in reply.list_services_response.service}
-    assert listed == {SERVICES[role].full_name} | STANDARD
+    assert listed == {SERVICES[role].full_name, TELEMETRY} | STANDARD
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -106,7 +107,11 @@ def test_the_health_command_has_a_status_for_each_answer(nodes: dict[str, Node])
     assert status == 1
     assert line.startswith("127.0.0.1:1: ")
     assert line.count("\n") == 1
-    assert _ask() == (2, "usage: python -m predump.health HOST:PORT\n")
+    for wrong in ((), ("a:1", "b:2"), ("a:1", "--tls"), ("a:1", "--tls-ca")):
+        status, line = _ask(*wrong)
+        assert (status, line.startswith("usage: "), line.count("\n")) == (2, True, 1)
+    status, line = _ask("127.0.0.1:1", "--tls-ca", "/no/such/file")
+    assert (status, line) == (1, "/no/such/file: cannot be read: No such file or directory\n")
 
 
 @pytest.mark.parametrize("role", ROLES)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import re
-import shutil
 import struct
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from predump.sweep import ResultStore, run_sweep
 from predump.sweep.execute import Cluster
@@ -77,16 +75,6 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.startswith("24 runs, 8 figures in ")
     return made
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    found = shutil.which("chromium")
-    assert found, "the tests need Chromium (Debian: apt-get install chromium)"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found)
-        yield browser
-        browser.close()
 
 
 @dataclass

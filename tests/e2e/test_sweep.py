@@ -6,9 +6,11 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ import pytest
 
 from predump.inprocess import migrate_in_process
 from predump.result import Result
-from predump.sweep import ResultStore, StoreError, load_grid
+from predump.sweep import ResultStore, StoreError, load_grid, run_sweep
+from predump.sweep.execute import Cluster
 
 GRID = """
 schema = "predump.sweep/1"
@@ -31,8 +34,8 @@ migration = {{ run_after = "0s" }}
 "policy.kind" = ["fixed", "xen", "stop-and-copy"]
 seed = {{ range = [1, {seeds}] }}
 """
-TIMED = ("wall_s", "result", "versions")
-"""Columns that say how long a run took, or hold what does."""
+TIMED = ("wall_s", "result", "versions", "worker", "worker_rss_bytes")
+"""Columns that say where a run was and how long it took, or hold what does."""
 
 
 def write_grid(folder: Path, *, memory: str = "1MiB", seeds: int = 2) -> Path:
@@ -80,7 +83,49 @@ async def test_a_row_says_what_the_same_run_says_by_itself(swept: tuple[Path, Pa
         assert row["verified"] and row["continued_equal"] and row["status"] == "done"
         assert json.loads(row["axes"]) == point.axes
         assert json.loads(row["scenario"])["task"] == point.scenario.task.to_struct()
-        assert row["rate_pages_s"] == 5000
+        assert (row["rate_pages_s"], row["encoding"]) == (5000, "raw")
+
+
+def test_a_row_says_which_process_ran_it_and_what_memory_that_has(
+    swept: tuple[Path, Path],
+) -> None:
+    rows = rows_of(swept[1])
+    workers = {row["worker"] for row in rows}
+    assert 1 <= len(workers) <= 2
+    assert all(worker.startswith(f"{socket.gethostname()}:") for worker in workers)
+    # Python with Numba and the model's code, and not much more: 1 MiB guests are gone by then.
+    assert all(50 << 20 < row["worker_rss_bytes"] < 1 << 30 for row in rows)
+
+
+ENCODED = """
+schema = "predump.sweep/1"
+[base]
+memory = "1MiB"
+workload = { kind = "idle" }
+[axes]
+encoding = [{ kind = "zstd" }, { kind = "delta" }, { kind = "delta", codec = "lz4" }]
+"""
+
+
+def test_a_file_made_before_there_was_a_column_gets_it_filled_in(tmp_path: Path) -> None:
+    file, results = tmp_path / "g.toml", tmp_path / "r.duckdb"
+    file.write_text(ENCODED)
+    grid = load_grid(file)
+    with ResultStore(results) as store, ThreadPoolExecutor(1) as thread:
+        run_sweep(grid, store, Cluster(thread, 1))
+    now = rows_of(results)
+    assert [row["encoding"] for row in now] == ["zstd", "delta", "delta+lz4"]
+    with duckdb.connect(str(results)) as db:
+        for name in ("encoding", "worker", "worker_rss_bytes"):
+            db.execute(f"ALTER TABLE runs DROP COLUMN {name}")
+    again = rows_of(results)
+    assert [row["encoding"] for row in again] == ["zstd", "delta", "delta+lz4"]
+    assert all(row["worker"] is None for row in again)
+    with ResultStore(results) as store:  # and goes on being gone on with
+        assert store.finished() == {point.key for point in grid.points()}
+        assert store.rows("SELECT count(*) AS n FROM rounds")[0]["n"] == sum(
+            row["rounds"] for row in again
+        )
 
 
 def test_every_round_has_a_row(swept: tuple[Path, Path]) -> None:

@@ -19,6 +19,8 @@ import pytest
 import trustme
 
 from livemigration.telemetry import Telemetry, connection, open_telemetry, publisher
+from predump.runner import run_scenario
+from predump.scenario import scenario_from_mapping
 from predump.testing.broker import Broker, running_broker
 from tests.e2e.mosquitto_fixture import gate_to, listening, run_tool
 
@@ -68,7 +70,7 @@ def _of_telemetry(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 async def test_payloads_are_those_of_the_documentation_at_qos_1(broker: Broker) -> None:
     examples = _documented()
-    assert examples.keys() == {"state", "round", "event", "presence"}
+    assert examples.keys() == {"state", "round", "event", "pages", "presence"}
     async with listening(broker) as listener:
         async with open_telemetry(broker.url, role="source", host_id="source-alpha") as telemetry:
             await listener.until(lambda: listener.on("presence") != [])
@@ -77,6 +79,7 @@ async def test_payloads_are_those_of_the_documentation_at_qos_1(broker: Broker) 
             last = ("round", "pages_sent", "pages_soft_dirty", "bytes_wire")
             telemetry.state("3f9c", **{name: examples["round"][name] for name in last})
             telemetry.event("3f9c", "freeze", message=examples["event"]["message"])
+            telemetry.pages("3f9c", examples["pages"])
         await listener.until(lambda: len(listener.on("presence")) == 2)
 
     for kind, example in examples.items():
@@ -85,6 +88,7 @@ async def test_payloads_are_those_of_the_documentation_at_qos_1(broker: Broker) 
             name: type(value) for name, value in example.items()
         }
     assert listener.on("round") == [examples["round"]]
+    assert listener.on("pages") == [examples["pages"]]
     assert [presence["status"] for presence in listener.on("presence")] == ["online", "offline"]
     assert {h.qos for h in listener.heard if h.topic.startswith("predump")} == {1}
 
@@ -175,6 +179,46 @@ async def test_the_broker_tells_that_a_killed_host_is_lost(broker: Broker) -> No
     retained = await asyncio.to_thread(broker.retained)
     assert (retained[PRESENCE]["status"], retained[PRESENCE]["reason"]) == ("offline", "lost")
     assert (retained[STATE]["state"], retained[STATE]["host"]) == ("round", "alpha")
+
+
+async def test_a_source_lost_while_its_pages_are_missing_is_told_by_both_ends(
+    broker: Broker,
+) -> None:
+    """Post-copy: the destination says that its source is lost, the broker that the host is."""
+    lost = scenario_from_mapping(
+        {
+            "schema": "predump.scenario/1",
+            "clock": "wall",
+            "memory": "8MiB",
+            "workload": {"kind": "uniform", "rate": "20000 pages/s", "write_size": 64},
+            "policy": {"kind": "post-copy", "lost_after": "2s"},
+            "migration": {"run_after": "50ms"},
+        }
+    )
+    async with listening(broker) as listener:
+        result = await run_scenario(lost, mqtt=broker.url, drill="kill@serving")
+        await listener.until(
+            lambda: any(p.get("reason") == "lost" for p in listener.on("presence"))
+        )
+        await listener.until(lambda: any(e["kind"] == "source-lost" for e in listener.on("event")))
+    assert result.exit_code == 1
+    assert result.post_copy is not None
+    told = [event for event in listener.on("event") if event["role"] == "dest"]
+    assert [event["kind"] for event in told].count("source-lost") == 1
+    (said,) = [event["message"] for event in told if event["kind"] == "source-lost"]
+    assert result.post_copy.halted is not None
+    assert said in result.post_copy.halted
+    gone = {p["role"] for p in listener.on("presence") if p.get("reason") == "lost"}
+    assert gone == {"source"}
+    # The retained state of each is the last that it knew: the source's is no end.
+    retained = await asyncio.to_thread(broker.retained)
+    states = {
+        payload["role"]: payload["state"]
+        for topic, payload in retained.items()
+        if topic.endswith("/state")
+    }
+    assert states["source"] == "serve"
+    assert states["dest"] in ("source-lost", "ended")
 
 
 async def test_a_host_that_lives_takes_back_that_it_was_lost(broker: Broker) -> None:

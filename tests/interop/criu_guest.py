@@ -21,6 +21,8 @@ from predump.conform.initramfs import Entry, console_entries, cpio, module_entri
 
 HERE: Final = Path(__file__).parent
 HOST: Final = "10.0.2.2"
+PATIENCE_S: Final = 180.0
+"""Emulated, on a machine that others use too."""
 _MODULES: Final = (
     "virtio_pci", "virtio_net", "9p", "9pnet_virtio",
     # How CRIU asks for the sockets of a task.
@@ -37,20 +39,19 @@ class GuestFailed(AssertionError):
 class CriuGuest:
     """Runs shell lines in a booted guest."""
 
-    def __init__(self, console: Console, share: Path, kernel: str) -> None:
+    def __init__(self, console: Console, share: Path) -> None:
         self._console = console
         self.share = share
         """The guest's /share."""
-        self.kernel = kernel
 
-    def sh(self, line: str, seconds: float = 60) -> str:
+    def sh(self, line: str, seconds: float = PATIENCE_S) -> str:
         """What the guest's shell says to ``line``; GuestFailed if its status is not 0."""
         status, said = self.status(line, seconds)
         if status:
             raise GuestFailed(f"{line}: status {status}\n{said}")
         return said
 
-    def status(self, line: str, seconds: float = 60) -> tuple[int, str]:
+    def status(self, line: str, seconds: float = PATIENCE_S) -> tuple[int, str]:
         """Status and output of ``line``."""
         self._console.send(f"{line}\n".encode())
         status, said = self._console.answer("@@STATUS", seconds)
@@ -70,12 +71,13 @@ def boot(
         share = folder / "share"
         share.mkdir()
         config = GuestConfig(kernel, devices=_devices(share))
+        config.check()
         initramfs = folder / "initramfs"
         initramfs.write_bytes(cpio(_entries(config.modules_folder, busybox, criu, programs)))
         console = Console(config, initramfs)
         try:
-            version = console.boot("@@READY")
-            yield CriuGuest(console, share, version)
+            console.boot("@@READY")
+            yield CriuGuest(console, share)
         finally:
             console.stop()
 

@@ -18,7 +18,8 @@ ifconfig lo 127.0.0.1 up
 ifconfig eth0 10.0.2.15 netmask 255.255.255.0 up
 mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144 share /share || echo "no shared folder"
 . /functions.sh
-# Beyond what criu needs to give children pids of its choice, pids stay free for it.
+# From here on what the console says is answers.
+dmesg -n 1
 echo "@@READY $(uname -r)"
 while read -r line; do
   eval "$line" < /dev/null

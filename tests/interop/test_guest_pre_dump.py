@@ -8,26 +8,35 @@ what is left. What arrived is compared with the stopped process's memory, and re
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from typer.testing import CliRunner
 
-from dest_node.criu_pages import CriuPages, CriuPagesConfig
+from livemigration.channel import open_channel
 from livemigration.criu.images import ImageDirectory
 from livemigration.criu.magic import STATS_MAGIC
 from livemigration.criu.pagemap import PageSet, read_page_set
 from livemigration.criu.pb.stats_pb2 import DumpStats, StatsEntry
 from livemigration.criu.records import Records
+from livemigration.v1 import destination_node_pb2, destination_node_pb2_grpc
+from predump.cli import app
+from tests.e2e.node import node
 from tests.interop import memtouch
 from tests.interop.criu_guest import HOST, CriuGuest
 from tests.interop.memtouch import PAGE, Status, alive, hot, in_regions, written_by
+from tests.interop.memtouch_model import modelled_rounds
 from tests.interop.real_criu import RealCriu
+
+pytestmark = pytest.mark.timeout(900)  # a guest is emulated: on a busy machine it takes minutes
 
 PRE_DUMPS = 3
 OTHER_PAGES = 16
@@ -98,10 +107,8 @@ class Chain:
 
     task: Task
     folders: list[Path]
-    stats: list[DumpStats]
-    """What CRIU counted itself, for each of them."""
-    local: Path
-    """What `criu dump` wrote in the guest: all but the pages."""
+    local: list[Path]
+    """What CRIU wrote in the guest: all but the pages."""
     memory: dict[int, Memory]
 
     def sent(self, number: int, pid: int) -> set[int]:
@@ -114,18 +121,43 @@ class Chain:
 
 
 @pytest.fixture(scope="module")
-def destination(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CriuPages]:
-    pages = CriuPages(tmp_path_factory.mktemp("dest"), CriuPagesConfig("127.0.0.1:0"))
-    yield pages
-    pages.close()
+def destination(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a destination node that also is a page server."""
+    folder = tmp_path_factory.mktemp("dest")
+    server = ("--criu-page-server", "127.0.0.1:0")
+    with node("dest", folder, "--state-dir", folder / "state", *server) as dest:
+        yield dest.address
 
 
-@pytest.fixture(scope="module")
-def chain(real_criu: RealCriu, criu_guest: CriuGuest, destination: CriuPages) -> Chain:
-    """Three pre-dumps and a dump by this CRIU; the processes are left stopped, and then killed."""
-    guest, criu, name = criu_guest, f"criu-{real_criu.name}", real_criu.name
-    number = destination.new_chain()
-    _, _, port = destination.address.rpartition(":")
+async def received(
+    destination: str, *, new_chain: bool = False
+) -> destination_node_pb2.ListCheckpointsReply:
+    """What dumps have brought there; the next one starts a new chain if that is asked for."""
+    async with open_channel(destination) as channel:
+        dest: Any = destination_node_pb2_grpc.DestinationNodeStub(channel)
+        request = destination_node_pb2.ListCheckpointsRequest(new_chain=new_chain)
+        return await dest.ListCheckpoints(request, timeout=60)
+
+
+def test_three_pre_dumps_and_a_dump(
+    real_criu: RealCriu, criu_guest: CriuGuest, destination: str
+) -> None:
+    """All that is found of a version's chain: making one takes long."""
+    chain = dump_chain(criu_guest, real_criu.name, destination)
+    first_pre_dump_has_all_that_was_written(chain)
+    for step in range(2, PRE_DUMPS + 2):
+        later_ones_have_what_was_written_since_and_no_more(chain, step)
+    model_of_the_same_program_sends_the_same(chain)
+    as_many_pages_came_as_criu_counted(chain)
+    chain_is_the_memory_of_the_stopped_processes(chain)
+    chain_restores_in_the_guest(chain, real_criu.name)
+
+
+def dump_chain(guest: CriuGuest, name: str, destination: str) -> Chain:
+    """Three pre-dumps and a dump by CRIU ``name``; processes are left stopped, and then killed."""
+    criu = f"criu-{name}"
+    begun = asyncio.run(received(destination, new_chain=True))
+    _, _, port = begun.address.rpartition(":")
     server = f"--page-server --address {HOST} --port {port}"
     task = Task(guest, f"/tmp/{name}")
     for k in range(1, PRE_DUMPS + 1):
@@ -146,22 +178,19 @@ def chain(real_criu: RealCriu, criu_guest: CriuGuest, destination: CriuPages) ->
     for pid in (task.pid, task.child):
         guest.sh(f"memory {pid} /share/{pid}.memory")
         memory[pid] = Memory.read(guest.share / f"{pid}.memory")
-    guest.sh(f"kill -9 {task.pid} {task.child}; cp -a {images} /share/{name}")
+    guest.sh(f"kill -9 {task.pid} {task.child}; cp -a /tmp/{name} /share/{name}")
     numbers = range(1, PRE_DUMPS + 2)
-    for k in numbers:
-        guest.sh(f"cp /tmp/{name}/{k}/stats-dump /share/{name}-{k}.stats")
-    folders = [destination.folder(number, k) for k in numbers]
-    stats = [counted(guest.share / f"{name}-{k}.stats") for k in numbers]
-    return Chain(task, folders, stats, guest.share / name, memory)
+    came = asyncio.run(received(destination)).checkpoints[len(begun.checkpoints) :]
+    assert [(each.number, each.complete, each.error) for each in came] == [
+        (k, True, "") for k in numbers
+    ]
+    folders = [Path(each.folder) for each in came]
+    return Chain(task, folders, [guest.share / name / str(k) for k in numbers], memory)
 
 
-def counted(file: Path) -> DumpStats:
-    return Records(file, STATS_MAGIC, "dump again").first(StatsEntry).dump
-
-
-def test_chain_is_the_memory_of_the_stopped_processes(chain: Chain) -> None:
+def chain_is_the_memory_of_the_stopped_processes(chain: Chain) -> None:
     """Every page of the images equals the process's; what they do not have is zero."""
-    images = ImageDirectory.open(chain.local, also=chain.folders[-1])
+    images = ImageDirectory.open(chain.local[-1], also=chain.folders[-1])
     assert {process.pid for process in images.processes} == set(chain.memory)
     for process in images.processes:
         memory = chain.memory[process.pid]
@@ -179,13 +208,12 @@ def test_chain_is_the_memory_of_the_stopped_processes(chain: Chain) -> None:
         assert not memory.at(left_out).any()
 
 
-def test_first_pre_dump_has_all_that_was_written(chain: Chain) -> None:
+def first_pre_dump_has_all_that_was_written(chain: Chain) -> None:
     for pid in chain.memory:
         assert {page for page in chain.sent(0, pid) if in_regions(page)} == alive(1)
 
 
-@pytest.mark.parametrize("step", range(2, PRE_DUMPS + 2))
-def test_later_ones_have_what_was_written_since_and_no_more(chain: Chain, step: int) -> None:
+def later_ones_have_what_was_written_since_and_no_more(chain: Chain, step: int) -> None:
     """Also pages of memory that was mapped meanwhile, and none that were given back."""
     for pid in chain.memory:
         sent = chain.sent(step - 1, pid)
@@ -195,28 +223,41 @@ def test_later_ones_have_what_was_written_since_and_no_more(chain: Chain, step: 
         assert {page for page in listed if in_regions(page)} == alive(step)
 
 
-def test_as_many_pages_came_as_criu_counted(chain: Chain) -> None:
-    for number, stats in enumerate(chain.stats):
+def model_of_the_same_program_sends_the_same(chain: Chain) -> None:
+    """As x86-64, whose kernel this is, and as arm64 with the patch."""
+    for arch in ("x86_64", "arm64"):
+        for number, modelled in enumerate(modelled_rounds(arch, PRE_DUMPS + 1)):
+            real = [chain.sent(number, pid) for pid in chain.memory]
+            assert modelled == [{page for page in pages if in_regions(page)} for pages in real]
+
+
+def as_many_pages_came_as_criu_counted(chain: Chain) -> None:
+    for number, stats in enumerate(stats_of(chain)):
         came = [chain.pages(number, pid) for pid in chain.memory]
         assert stats.pages_written == sum(int((pages.level == 0).sum()) for pages in came)
         assert stats.pages_skipped_parent == sum(int((pages.level > 0).sum()) for pages in came)
     # Shared memory is left to the last one: CRIU does not track it unless told.
-    shared = [stats.shpages_written for stats in chain.stats]
+    shared = [stats.shpages_written for stats in stats_of(chain)]
     assert shared == [0, 0, 0, len(memtouch.shared())]
 
 
-def test_chain_restores_in_the_guest(
-    chain: Chain, criu_guest: CriuGuest, real_criu: RealCriu
-) -> None:
-    guest, name = criu_guest, real_criu.name
+def stats_of(chain: Chain) -> list[DumpStats]:
+    files = [folder / "stats-dump" for folder in chain.local]
+    return [Records(file, STATS_MAGIC, "dump again").first(StatsEntry).dump for file in files]
+
+
+def chain_restores_in_the_guest(chain: Chain, name: str) -> None:
+    guest = chain.task.guest
     # What a tool does after a migration: the page server's directories, and the dump's own files.
     merged = guest.share / f"{name}-merged"
-    for number, folder in enumerate(chain.folders, start=1):
+    for number, (folder, local) in enumerate(zip(chain.folders, chain.local, strict=True), start=1):
         shutil.copytree(folder, merged / str(number), symlinks=True)
-    for file in chain.local.iterdir():
-        if not file.is_symlink():
-            shutil.copy(file, merged / str(PRE_DUMPS + 1))
+        for file in local.iterdir():
+            if not file.is_symlink():
+                shutil.copy(file, merged / str(number))
     assert os.readlink(merged / str(PRE_DUMPS + 1) / "parent") == f"../{PRE_DUMPS}"
+    verified = CliRunner().invoke(app, ["criu", "verify", str(merged / str(PRE_DUMPS + 1))])
+    assert verified.exit_code == 0, verified.output
     before = chain.task.statuses()
     images = f"/tmp/{name}-merged"
     guest.sh(f"cp -a /share/{name}-merged {images}")

@@ -75,14 +75,14 @@ class RpcClient:
         try:
             self.socket.sendall(request.SerializeToString())
         except OSError as error:
-            raise RpcError(f"the service is gone: {error.strerror}") from error
+            raise RpcError(f"the service is gone: {error.strerror or error}") from error
 
     def receive(self) -> rpc_pb2.RpcResponse:
         """The next answer or notification. Raises RpcError if there is none."""
         try:
             data = self.socket.recv(_MOST_BYTES)
         except OSError as error:
-            raise RpcError(f"the service is gone: {error.strerror}") from error
+            raise RpcError(f"the service is gone: {error.strerror or error}") from error
         if not data:
             raise RpcError("the service closed the connection without an answer")
         try:

@@ -65,6 +65,40 @@ class TestStamps:
         assert stamps(region) == before
         assert region.soft_dirty == "s"
 
+    @pytest.mark.parametrize(
+        "changed",
+        [
+            [],
+            [0],
+            [4095],
+            [1000],
+            [511, 512],
+            [0, 700, 1400],
+            [0, 4095],
+            [600, 1200, 4000],
+            range(4096),
+            range(1, 4096, 511),
+        ],
+        ids=str,
+    )
+    def test_a_page_differs_wherever_it_does_and_has_one_new_stamp_then(
+        self, machine: Machine, changed: list[int]
+    ) -> None:
+        region = new_region(machine, 1)
+        page = np.arange(4096, dtype=np.uint32).astype(np.uint8)
+        where, size = addresses([region.start]), np.array([4096], np.uint32)
+        region.mm.store(where, size, page)
+        page[changed] ^= 0x40
+        for write in (
+            lambda: region.mm.store(where, size, page),
+            lambda: region.mm.install(where, page),
+        ):
+            before = stamps(region)[0]
+            write()
+            assert region.mm.peek(region.start, 4096) == page.tobytes()
+            assert stamps(region)[0] == before + (1 if len(changed) else 0)
+            page[changed] ^= 0x80
+
     def test_all_ways_of_writing_count(self, any_machine: Machine) -> None:
         region = tracked_region(any_machine, 1)
         where = addresses([region.start])

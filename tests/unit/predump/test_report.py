@@ -264,6 +264,37 @@ def test_a_sweep_has_every_figure_and_theory_only_where_it_holds(tmp_path: Path)
         assert (expected(done) is None) == (done.series == "auto-converge")
 
 
+def test_post_copy_is_told_by_what_the_task_waits_for_afterwards(tmp_path: Path) -> None:
+    runs = sweep(
+        tmp_path / "r.duckdb",
+        {
+            "policy.kind": ["stop-and-copy", "post-copy"],
+            "workload.rate": ["2000 pages/s", "20000 pages/s"],
+        },
+        migration={"run_after": "100ms"},
+    )
+    found = study(runs)
+    figures = {figure.name: figure for figure in figures_of(found)}
+    assert list(figures)[:3] == ["downtime", "standstill", "total-time"]
+    (drawn,) = figures["standstill"].panels
+    values = drawn.spec["layer"][0].get("data", drawn.spec["data"])["values"]
+    heights = {(row["s"], row["x"]): row["y"] for row in values}
+    for done in found.done:
+        later = done.result.post_copy
+        assert (later is None) == (done.series == "stop-and-copy")
+        waited = 0.0 if later is None else later.stalled_s
+        assert later is None or waited > 0
+        assert heights[done.series, done.x] == done.result.downtime_s.total + waited
+    keys = [key.label for key in figures["rounds-time"].keys]
+    assert keys[-1] == "pages after the hand-over"
+    place = figures["rounds-time"].panels[0]
+    pieces = {(row["s"], row["part"]): row["v"] for row in place.spec["data"]["values"]}
+    (slow,) = [d for d in found.done if d.series == "post-copy" and d.x == 2000]
+    assert slow.result.post_copy is not None
+    assert pieces["post-copy", keys[-1]] == slow.result.post_copy.residual_s
+    assert ("stop-and-copy", keys[-1]) not in pieces
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

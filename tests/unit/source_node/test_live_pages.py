@@ -1,0 +1,106 @@
+"""Cells of a live page map against a plain count over every page."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from livemigration.layout import AddressSpace
+from mm_model import Vma
+from source_node.live_pages import CELLS, MOST_VMAS, LiveRound
+from source_node.tracker import DirtyVma, ProcessScan, RoundScan
+
+PAGE = 4096
+
+
+def vma(start_page: int, pages: int) -> Vma:
+    return Vma(start_page * PAGE, (start_page + pages) * PAGE, 3, 0x22, 0, 0, False, "", False, 0)
+
+
+def live_round(vmas: list[Vma], send: np.ndarray, sent: int) -> LiveRound:
+    space = AddressSpace(1, 0, tuple(vmas), 0, 0)
+    scan = RoundScan(processes=[ProcessScan(space, send, send, [send])], to_send=send.size)
+    return LiveRound(2, False, scan, Counter({1: sent}))
+
+
+@given(
+    gaps=st.lists(st.tuples(st.integers(0, 5000), st.integers(1, 9000)), min_size=1, max_size=5),
+    seed=st.integers(0, 1000),
+    share=st.floats(0, 1),
+)
+def test_every_page_is_counted_once_in_its_cell(
+    gaps: list[tuple[int, int]], seed: int, share: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    vmas, at = [], 16
+    for gap, pages in gaps:
+        vmas.append(vma(at + gap, pages))
+        at += gap + pages
+    every = np.concatenate([np.arange(v.start, v.end, PAGE, dtype=np.uint64) for v in vmas])
+    send = every[rng.random(every.size) < 0.4]
+    sent = int(share * send.size)
+    dirty = [DirtyVma(1, v, rng.random((v.end - v.start) // PAGE) < 0.3) for v in vmas]
+    told = live_round(vmas, send, sent).cells(dirty, PAGE)
+
+    cell = told["cell_bytes"]
+    assert isinstance(cell, int) and cell & (cell - 1) == 0
+    assert sum(len(v["sent"]) for v in told["vmas"]) <= CELLS + len(vmas)  # type: ignore[attr-defined]
+    for shown, mapping in zip(told["vmas"], dirty, strict=True):  # type: ignore[call-overload]
+        start, end = mapping.vma.start, mapping.vma.end
+        assert (shown["start"], shown["end"]) == (f"{start:#x}", f"{end:#x}")
+        written = [start + PAGE * int(k) for k in np.flatnonzero(mapping.dirty)]
+        for name, pages in (
+            ("sent", send[:sent].tolist()),
+            ("pending", send[sent:].tolist()),
+            ("soft_dirty", written),
+        ):
+            expected = Counter((page - start) // cell for page in pages if start <= page < end)
+            assert shown[name] == [expected[k] for k in range(-(-(end - start) // cell))]
+    assert told["pages_sent"] == sent
+    assert told["pages_pending"] == send.size - sent
+    assert told["pages_soft_dirty"] == sum(int(d.dirty.sum()) for d in dirty)
+
+
+def test_a_mapping_that_came_after_the_scan_has_nothing_to_send() -> None:
+    old, new = vma(16, 10), vma(40, 10)
+    send = np.arange(old.start, old.end, PAGE, dtype=np.uint64)
+    forked = DirtyVma(2, new, np.ones(10, np.bool_))
+    told = live_round([old], send, 4).cells(
+        [DirtyVma(1, old, np.zeros(10, np.bool_)), forked], PAGE
+    )
+    first, second = told["vmas"]  # type: ignore[misc]
+    assert (sum(first["sent"]), sum(first["pending"]), sum(first["soft_dirty"])) == (4, 6, 0)
+    assert (sum(second["sent"]), sum(second["pending"]), sum(second["soft_dirty"])) == (0, 0, 10)
+
+
+def test_of_very_many_mappings_the_largest_are_shown_in_order() -> None:
+    vmas = [vma(100 * k, 1 + k % 7) for k in range(1, 1000)]
+    now = [DirtyVma(1, v, np.ones((v.end - v.start) // PAGE, np.bool_)) for v in vmas]
+    told = live_round(vmas, np.zeros(0, np.uint64), 0).cells(now, PAGE)
+    shown = told["vmas"]
+    assert isinstance(shown, list) and len(shown) == MOST_VMAS
+    assert told["vmas_left_out"] == len(vmas) - MOST_VMAS
+    assert told["pages_soft_dirty"] == sum(d.dirty.size for d in now)
+    starts = [int(v["start"], 16) for v in shown]
+    assert starts == sorted(starts)
+    assert min(int(v["end"], 16) - int(v["start"], 16) for v in shown) == 6 * PAGE
+
+
+@pytest.mark.parametrize("pages", [4 * 2**20])
+def test_four_million_pages_make_a_small_record_soon(pages: int) -> None:
+    mapping = vma(16, pages)
+    send = np.arange(mapping.start, mapping.end, PAGE, dtype=np.uint64)
+    dirty = DirtyVma(1, mapping, np.ones(pages, np.bool_))
+    there = live_round([mapping], send, pages // 3)
+    began = time.perf_counter()
+    told = there.cells([dirty], PAGE)
+    assert time.perf_counter() - began < 1.0
+    (shown,) = told["vmas"]  # type: ignore[misc]
+    assert len(shown["sent"]) == CELLS
+    assert sum(shown["sent"]) == pages // 3
+    assert sum(shown["soft_dirty"]) == pages
