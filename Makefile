@@ -14,9 +14,12 @@ FUZZ_EXAMPLES ?= 5000
 FUZZ_SECONDS ?= 600
 AGREE_OPERATIONS ?= 100000
 SEARCH_SEEDS ?= 10
+SOAK_MINUTES ?= 10
+SOAK_SEED ?=
 
 .PHONY: help demo test setup setup-dev warm lint format types imports stubs unit proto lock bench fuzz \
-	fuzz-jit fuzz-page-server mutate-hunks search-hunks shortest compose-test compose-clean clean
+	fuzz-criu-images fuzz-criu-rpc fuzz-jit fuzz-page-server mutate-hunks search-hunks shortest faults soak \
+	picture compose compose-test compose-clean clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,6 +80,12 @@ fuzz: warm ## property tests with fresh seeds and FUZZ_EXAMPLES (5000) examples 
 	@FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest -n 2 tests/property --timeout 3600 \
 		--hypothesis-profile=fuzz --hypothesis-show-statistics $(PYTEST_ARGS)
 
+fuzz-criu-images: warm ## damaged CRIU image directories for FUZZ_SECONDS (600)
+	@$(BIN)/python -m tests.fuzz.criu_images --seconds $(FUZZ_SECONDS)
+
+fuzz-criu-rpc: warm ## hostile clients of CRIU's RPC for FUZZ_SECONDS (600)
+	@$(BIN)/python -m tests.fuzz.criu_rpc --seconds $(FUZZ_SECONDS)
+
 fuzz-jit: warm ## AGREE_OPERATIONS (100000) random operations, compiled and as plain Python
 	@AGREE_OPERATIONS=$(AGREE_OPERATIONS) $(BIN)/python -m pytest -s --timeout 7200 $(PYTEST_ARGS) \
 		tests/property/test_compiled_agrees.py
@@ -93,6 +102,24 @@ search-hunks: warm ## search finds what each hunk's recordings show, with SEARCH
 
 shortest: warm ## search for the scenarios that `predump hunks` shows, and keep them
 	@$(BIN)/python -m predump.conform.shortest
+
+picture: setup ## one migration and its picture in results/, without containers: SCENARIO=quickstart
+	@mkdir -p results
+	@status=0; \
+	$(BIN)/predump run scenarios/$(or $(SCENARIO),quickstart).toml --json results/result.json || status=$$?; \
+	((status == 0 || status == 3)) || exit $$status; \
+	$(BIN)/predump report results/result.json -o results/report.html --figures results/figures; \
+	exit $$status
+
+# More for it by name: TLS, LINK, DEST, RESULTS, PREDUMP_ARGS, BUILD ...
+compose: ## one migration in containers: SCENARIO=quickstart, TLS=1, LINK=200mbit (docs/compose.md)
+	@scripts/compose.sh $(SCENARIO)
+
+soak: warm ## migrations back and forth with faults by chance, SOAK_MINUTES (10), SOAK_SEED (by chance)
+	@$(BIN)/predump faults soak --minutes $(SOAK_MINUTES) $(if $(SOAK_SEED),--seed $(SOAK_SEED))
+
+faults: warm ## every fault of scenarios/faults, with two nodes on this machine
+	@$(BIN)/predump faults run all
 
 compose-test: setup-dev ## the compose tests alone
 	@$(BIN)/python -m pytest -m compose -v $(PYTEST_ARGS)

@@ -34,7 +34,7 @@ from livemigration.errors import BadRequest, DamagedFrame, NoSpace, WrongState
 from livemigration.execution import Execution
 from livemigration.files import drop_holes, file_pages, offsets
 from livemigration.layout import from_proto, huge_objects, reconcile, restore_advice
-from livemigration.ownership import Ownership, OwnershipMachine
+from livemigration.ownership import Event, Ownership, OwnershipMachine
 from livemigration.runs import from_runs, to_runs
 from livemigration.snapshot import TaskDigests, digest_task, nonzero_pages, own_pages
 from livemigration.spec import TaskSpec
@@ -106,7 +106,7 @@ class IncomingTask:
         except MemoryError as error:
             raise NoSpace(f"no room for {spec.memory} bytes of memory") from error
         incoming = cls(request, spec, task, store, export_to=export_to)
-        incoming.ownership.to(Ownership.RECEIVING)
+        incoming.ownership.on(Event.PREPARE)
         return incoming
 
     @classmethod
@@ -147,7 +147,7 @@ class IncomingTask:
         incoming.recovered = incoming.complete = incoming.round_over = True
         if record.post_copy:
             incoming.came = common_pb2.PostCopyRecord.FromString(record.post_copy)
-        incoming.ownership.to(Ownership.COMMITTED)
+        incoming.ownership.on(Event.FIND_COMMITTED)
         return incoming
 
     # -- receiving
@@ -156,7 +156,7 @@ class IncomingTask:
         """Applies one frame; returns the sequence number up to which everything is applied."""
         frame = batch.decode(message)
         with self.lock:
-            self.ownership.require(Ownership.RECEIVING)
+            self.ownership.check(Event.FRAME)
             if frame.sequence <= self.sequence:
                 return self.sequence  # sent again after a break; once is enough
             if frame.sequence != self.sequence + 1:
@@ -375,7 +375,7 @@ class IncomingTask:
         if self.missing is not None:
             self.missing.expect(lazy or {})
         if equal and self.complete:
-            self.ownership.to(Ownership.VERIFIED)
+            self.ownership.on(Event.EQUAL)
 
     # -- hand-over
 
@@ -383,7 +383,7 @@ class IncomingTask:
         """Makes the task this host's. After this returns it never goes back."""
         if self.ownership.state is Ownership.COMMITTED:
             return  # asked again
-        self.ownership.require(Ownership.VERIFIED)
+        self.ownership.check(Event.COMMIT)
         if self.digests is None or self.digests.memory_digest != memory_digest:
             raise WrongState("what was verified is not what is to be committed; verify again")
         with self.lock:
@@ -394,7 +394,7 @@ class IncomingTask:
             else:
                 self._export(self.execution)
                 self._keep()
-            self.ownership.to(Ownership.COMMITTED)
+            self.ownership.on(Event.COMMIT)
 
     def _export(self, execution: Execution) -> None:
         """Writes the task, which is whole and at rest, as images; `ImageError` if it cannot."""
@@ -500,12 +500,24 @@ class IncomingTask:
 
     def give_up(self) -> None:
         """Forgets the task for good, unless it is this host's."""
-        if self.ownership.state in (Ownership.RECEIVING, Ownership.VERIFIED):
-            self.ownership.to(Ownership.ABORTED)
-            with self.lock:
+        self._forget(Event.ABORT)
+
+    def refuse(self) -> None:
+        """Forgets a task that could not be taken over: whoever is told so may go on with it."""
+        self._forget(Event.REFUSE)
+
+    def _forget(self, event: Event) -> None:
+        with self.lock:
+            before = self.ownership.state
+            if not self.ownership.allows(event):
+                return
+            # What a hand-over that failed may have written goes first: as long as it is there, the
+            # next process would take the task for its own, and nobody may be told otherwise.
+            if before in (Ownership.RECEIVING, Ownership.VERIFIED) and self.store is not None:
+                self.store.forget()
+            self.ownership.on(event)
+            if self.ownership.state is Ownership.ABORTED and before is not Ownership.ABORTED:
                 self.task.release()
-                if self.store is not None:
-                    self.store.forget()
 
 
 def private_pages(mm: Mm) -> U64:

@@ -16,6 +16,9 @@ from dest_node.servicer import DestinationNode
 from dest_node.store import StateDirectory
 from livemigration.drill import Drill
 from livemigration.errors import BadRequest
+from livemigration.observe.config import ObserveConfig, observed, traced_calls
+from livemigration.observe.logs import LoggedTelemetry
+from livemigration.observe.metrics import DestinationMetrics
 from livemigration.service import ListenConfig, default_host_id, serve
 from livemigration.telemetry import open_telemetry
 from livemigration.telemetry.service import add_telemetry
@@ -36,6 +39,7 @@ class DestinationConfig:
     drill: Drill = field(default_factory=Drill)
     criu_pages: CriuPagesConfig | None = None  # needs a state directory
     export_images: str = ""  # a directory for each task that is taken over; {id}: the migration
+    observe: ObserveConfig = field(default_factory=ObserveConfig)
 
 
 async def serve_destination(config: DestinationConfig, on_ready: Callable[[str], None]) -> None:
@@ -47,14 +51,19 @@ async def serve_destination(config: DestinationConfig, on_ready: Callable[[str],
         if store is None:
             raise BadRequest("a page server keeps what it gets: give a state directory too")
         criu_pages = CriuPages(store.path, config.criu_pages)
-    async with open_telemetry(config.mqtt, role="dest", host_id=host_id) as broker:
+    metrics = DestinationMetrics(host_id=host_id, version=version("predump"))
+    async with (
+        open_telemetry(config.mqtt, role="dest", host_id=host_id) as broker,
+        observed(config.observe, "dest", host_id, metrics.registry) as tracing,
+    ):
         telemetry = Watched(broker, role="dest", host_id=host_id)
         node = DestinationNode(
             host_id=host_id,
             version=version("predump"),
             store=store,
-            telemetry=telemetry,
+            telemetry=LoggedTelemetry(telemetry, config.observe.log.context),
             drill=config.drill,
+            metrics=metrics,
             criu_pages=criu_pages,
             export_images=config.export_images,
         )
@@ -68,7 +77,13 @@ async def serve_destination(config: DestinationConfig, on_ready: Callable[[str],
             await node.close()
             telemetry.close()
 
-        await serve(config.listen, add, on_ready=on_ready, close=close)
+        await serve(
+            config.listen,
+            add,
+            on_ready=on_ready,
+            close=close,
+            interceptors=traced_calls(tracing),
+        )
 
 
 class _Handlers:

@@ -7,7 +7,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +26,8 @@ from dest_node.store import StateDirectory
 from dest_node.warmup import warm_up
 from livemigration.drill import Drill
 from livemigration.errors import UnknownMigration, WrongState
-from livemigration.ownership import Ownership
+from livemigration.observe.metrics import DestinationMetrics
+from livemigration.ownership import Event, Ownership, OwnershipMachine
 from livemigration.status import answering
 from livemigration.telemetry import Telemetry
 from livemigration.v1 import common_pb2, destination_node_pb2, destination_node_pb2_grpc
@@ -105,6 +106,7 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
         store: StateDirectory | None,
         telemetry: Telemetry,
         drill: Drill,
+        metrics: DestinationMetrics,
         criu_pages: CriuPages | None = None,
         export_images: str = "",
     ) -> None:
@@ -115,12 +117,15 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
         self._store = store
         self._telemetry = telemetry
         self._drill = drill
+        self._metrics = metrics
+        self._metrics.watch(self._ownership, self._memory_bytes)
         self._criu_pages = criu_pages
         self._incarnation = uuid.uuid4().hex
         self._incoming: IncomingTask | None = None
         self._connected = 0
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="destination")
         self._committing = asyncio.Lock()
+        self._steps: set[asyncio.Task[destination_node_pb2.MigrationStatus]] = set()
         self._lost = ""  # migration whose task ran here and died with the process before this one
         self._watching: asyncio.Task[None] | None = None  # of a post-copy's source
         self._continuing: asyncio.Task[None] | None = None
@@ -137,11 +142,14 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
         self._lost = await self._in_thread(self._store.lost)
         if self._incoming is not None and self._incoming.execution is not None:
             self._incoming.execution.thaw()
+            self._metrics.recovered()
             self._say("committed", self._incoming, recovered=True)
 
     async def close(self) -> None:
         """Stops a running task and frees everything; a state directory keeps what was committed."""
         incoming = self._incoming
+        if self._steps:
+            await asyncio.wait(self._steps, timeout=5)
         if self._criu_pages is not None:
             await asyncio.to_thread(self._criu_pages.close)
         await self._stop_post_copy()
@@ -165,7 +173,7 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
             version=self._version,
             page_sizes=PAGE_SIZES,
             pid=os.getpid(),
-            store_id="" if self._store is None else self._store.store_id,
+            store_id=self._store_id,
         )
 
     async def Prepare(
@@ -173,13 +181,20 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
     ) -> destination_node_pb2.MigrationStatus:
         """Makes room for a task."""
         async with answering(context):
-            await self._make_room(request)
+            if not request.migration_id:
+                raise ValueError("migration_id is empty; give each migration a name of its own")
+            return await self._to_its_end(self._make_room(request))
+
+    async def _make_room(
+        self, request: destination_node_pb2.PrepareRequest
+    ) -> destination_node_pb2.MigrationStatus:
+        await self._in_thread(self._warm.wait)
+        # A task that is being taken over at this moment must not be given up for the next one.
+        async with self._committing:
+            await self._replace_incoming(request)
             return self._status()
 
-    async def _make_room(self, request: destination_node_pb2.PrepareRequest) -> None:
-        if not request.migration_id:
-            raise ValueError("migration_id is empty; give each migration a name of its own")
-        await self._in_thread(self._warm.wait)
+    async def _replace_incoming(self, request: destination_node_pb2.PrepareRequest) -> None:
         current = self._incoming
         if current is not None:
             state = current.ownership.state
@@ -212,6 +227,7 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
             self._store,
             self._export_to(request.migration_id),
         )
+        self._metrics.prepared()
         self._say("prepared", self._incoming)
 
     def _export_to(self, migration_id: str) -> Path | None:
@@ -228,11 +244,16 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
         """Frames in, acknowledgements out."""
         async with answering(context):
             incoming = self._find(_metadata(context, "migration-id"))
+            wanted = _metadata(context, "incarnation", self._incarnation)
+            if wanted != self._incarnation:
+                raise UnknownMigration("this host was started anew since it made room")
             self._connected += 1
             try:
                 await self._receive(incoming, context)
             finally:
                 self._connected -= 1
+                if not incoming.complete and incoming.ownership.state is Ownership.RECEIVING:
+                    self._metrics.streams_broken.inc()
 
     async def _receive(self, incoming: IncomingTask, context: _Context) -> None:
         arrivals = _Arrivals(incoming, self._drill)
@@ -258,6 +279,8 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
             frames = [message for message in some if message is not None]
             ended = await self._in_thread(arrivals.apply, frames)
             unacknowledged += len(frames)
+            wire = sum(len(frame) for frame in frames)
+            self._metrics.arrived(frames=len(frames), wire=wire, rounds=int(ended))
             if unacknowledged >= ACK_EVERY or ended:
                 unacknowledged = 0
                 await context.write(common_pb2.TransferAck(sequence=arrivals.incoming.sequence))
@@ -329,6 +352,7 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
             )
             self._drill.reach("verify")
             incoming.verified(equal=reply.equal, lazy=comparison.lazy)
+            self._metrics.compared(equal=reply.equal)
             self._say("verified" if reply.equal else "differs", incoming)
             return reply
 
@@ -347,11 +371,27 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
         self, request: destination_node_pb2.CommitRequest, context: _Context
     ) -> destination_node_pb2.MigrationStatus:
         """Takes the task over and lets it run here."""
-        async with answering(context), self._committing:
+        async with answering(context):
+            return await self._to_its_end(self._take_over(request))
+
+    async def _take_over(
+        self, request: destination_node_pb2.CommitRequest
+    ) -> destination_node_pb2.MigrationStatus:
+        async with self._committing:
+            if request.incarnation not in ("", self._incarnation):
+                # Its refusal would be no word on what became of the task.
+                raise UnknownMigration("this host was started anew since it got the pages")
             incoming = self._find(request.migration_id)
             self._drill.reach("before-commit")
             began = time.monotonic_ns()
-            await self._in_thread(incoming.take_over, request.memory_digest)
+            again = incoming.ownership.state is Ownership.COMMITTED
+            try:
+                await self._in_thread(incoming.take_over, request.memory_digest)
+            except Exception:
+                # The source takes the task back when it is told so; the same request may still
+                # come once more.
+                await self._in_thread(incoming.refuse)
+                raise
             restored = time.monotonic_ns()
             assert incoming.execution is not None
             if incoming.post_copy is not None and self._watching is None:
@@ -359,6 +399,8 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
                 self._watch(incoming.post_copy, self._page_channel(incoming))
             incoming.execution.thaw()
             resumed = time.monotonic_ns()
+            if not again:
+                self._metrics.committed(restored - began)
             self._drill.reach("in-commit")
             self._say("committed", incoming)
             status = self._status()
@@ -400,13 +442,24 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
         self, request: destination_node_pb2.AbortRequest, context: _Context
     ) -> destination_node_pb2.MigrationStatus:
         """Forgets the task, unless it is this host's already: the answer says which."""
-        async with answering(context), self._committing:
+        async with answering(context):
+            return await self._to_its_end(self._give_up(request))
+
+    async def _give_up(
+        self, request: destination_node_pb2.AbortRequest
+    ) -> destination_node_pb2.MigrationStatus:
+        async with self._committing:
+            incoming = self._incoming
+            if incoming is not None and incoming.request.migration_id == request.migration_id:
+                before = incoming.ownership.state
+                await self._in_thread(incoming.give_up)
+                if incoming.ownership.state is Ownership.ABORTED is not before:
+                    self._metrics.aborted()
+                self._say(incoming.ownership.state.name.lower(), incoming, reason=request.reason)
+                return self._status()
             if self._lost and request.migration_id == self._lost:
                 return self._status_of_lost()
-            incoming = self._find(request.migration_id)
-            await self._in_thread(incoming.give_up)
-            self._say(incoming.ownership.state.name.lower(), incoming, reason=request.reason)
-            return self._status()
+            return self._bare_status(request.migration_id, Ownership.NONE)
 
     async def GetMigration(
         self, request: destination_node_pb2.GetMigrationRequest, context: _Context
@@ -445,6 +498,12 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
     ) -> destination_node_pb2.MigrationStatus:
         """The task is over; its memory and its state directory are free again."""
         async with answering(context):
+            return await self._to_its_end(self._end_task(request))
+
+    async def _end_task(
+        self, request: destination_node_pb2.EndTaskRequest
+    ) -> destination_node_pb2.MigrationStatus:
+        async with self._committing:
             incoming = self._find(request.migration_id)
             incoming.ownership.require(Ownership.COMMITTED)
             status = self._status()
@@ -474,6 +533,16 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
 
     # -- small things
 
+    def _ownership(self) -> Ownership:
+        return Ownership.NONE if self._incoming is None else self._incoming.ownership.state
+
+    def _memory_bytes(self) -> int:
+        """0 without a task, and once it was given up."""
+        incoming = self._incoming
+        if incoming is None or incoming.ownership.state is Ownership.ABORTED:
+            return 0
+        return incoming.spec.memory
+
     def _find(self, migration_id: str) -> IncomingTask:
         incoming = self._incoming
         if incoming is None or incoming.request.migration_id != migration_id:
@@ -488,6 +557,7 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
             ownership=incoming.ownership.state.value,
             sequence=incoming.sequence,
             incarnation=self._incarnation,
+            store_id=self._store_id,
             recovered=incoming.recovered,
             post_copy=(
                 incoming.came if incoming.post_copy is None else incoming.post_copy.status()
@@ -495,11 +565,24 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
         )
 
     def _status_of_lost(self) -> destination_node_pb2.MigrationStatus:
+        machine = OwnershipMachine(source=False)
+        machine.on(Event.FIND_TAKEN)
+        return self._bare_status(self._lost, machine.state)
+
+    def _bare_status(
+        self, migration_id: str, ownership: Ownership
+    ) -> destination_node_pb2.MigrationStatus:
+        """Of a migration of which nothing is here."""
         return destination_node_pb2.MigrationStatus(
-            migration_id=self._lost,
-            ownership=common_pb2.OWNERSHIP_STATE_LOST,
+            migration_id=migration_id,
+            ownership=ownership.value,
             incarnation=self._incarnation,
+            store_id=self._store_id,
         )
+
+    @property
+    def _store_id(self) -> str:
+        return "" if self._store is None else self._store.store_id
 
     def _say(self, state: str, incoming: IncomingTask, **fields: object) -> None:
         self._telemetry.state(
@@ -511,6 +594,20 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
             **fields,
         )
 
+    async def _to_its_end(
+        self, work: Coroutine[Any, Any, destination_node_pb2.MigrationStatus]
+    ) -> destination_node_pb2.MigrationStatus:
+        """Does a step that must not stop half-way when the caller, or the connection, goes away."""
+        task = asyncio.create_task(work)
+        self._steps.add(task)
+        task.add_done_callback(self._step_done)
+        return await asyncio.shield(task)
+
+    def _step_done(self, task: asyncio.Task[destination_node_pb2.MigrationStatus]) -> None:
+        self._steps.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever waits for the answer gets it; nobody else has to
+
     async def _in_thread(self, call: Any, *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._pool, call, *arguments)
 
@@ -521,8 +618,10 @@ async def _read(context: _Context) -> bytes | None:
     return None if message is grpc.aio.EOF else message
 
 
-def _metadata(context: _Context, key: str) -> str:
+def _metadata(context: _Context, key: str, default: str = "") -> str:
     for name, value in context.invocation_metadata() or ():
         if name == key:
             return value if isinstance(value, str) else value.decode()
+    if default:
+        return default
     raise ValueError(f"metadata {key!r} is missing; it says which migration the stream is for")

@@ -18,7 +18,13 @@ _LIMITS: list[tuple[str, int]] = [
     ("grpc.max_receive_message_length", MAX_MESSAGE),
 ]
 
-SERVER_OPTIONS: list[tuple[str, int]] = [*_LIMITS, ("grpc.so_reuseport", 0)]
+SERVER_OPTIONS: list[tuple[str, int]] = [
+    *_LIMITS,
+    ("grpc.so_reuseport", 0),
+    # A peer that is gone without ending its connection is noticed, and what it held is free again.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+]
 
 CHANNEL_OPTIONS: list[tuple[str, int]] = [
     *_LIMITS,

@@ -13,7 +13,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,14 +79,15 @@ async def serve(
     on_ready: Callable[[str], None],
     close: Callable[[], Awaitable[None]],
     stop: asyncio.Event | None = None,
+    interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
 ) -> None:
     """Serves until a signal comes or `stop` is set. `add_services` returns the services' full
     names.
     """
     keep_freed_memory()
     host, port = split_address(listen.address)
-    _check_free(listen.address)
-    server = grpc.aio.server(options=SERVER_OPTIONS)
+    check_free(listen.address)
+    server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=list(interceptors))
     checker = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checker, server)
     names = add_services(server)
@@ -128,7 +129,7 @@ async def serve(
                 listen.port_file.unlink(missing_ok=True)
 
 
-def _check_free(address: str) -> None:
+def check_free(address: str) -> None:
     """`CannotListen` with the system's reason, which gRPC only writes to its own log."""
     host, port = split_address(address)
     try:

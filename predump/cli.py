@@ -6,11 +6,12 @@ other failure. A failure is one line on standard error; ``--debug`` shows where 
 """
 
 import asyncio
+import logging
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 from pydantic import ValidationError
@@ -26,9 +27,11 @@ from predump.conform_cli import conform_app
 from predump.criu_cli import criu_app
 from predump.demo import demo_scenario, run_demo
 from predump.exit_status import BAD_INPUT, FAILED
+from predump.faults_cli import faults_app
 from predump.hunks_cli import hunks_app
 from predump.mm_cli import mm_command
 from predump.overrides import OverrideError, parse_override
+from predump.ownership_cli import ownership_command
 from predump.policies_cli import policies_command
 from predump.progress import make_progress
 from predump.render import make_console, print_result
@@ -44,8 +47,11 @@ if TYPE_CHECKING:
 
     from dest_node.criu_pages import CriuPagesConfig
     from livemigration.drill import Drill
+    from livemigration.observe.config import ObserveConfig
     from livemigration.service import ListenConfig
     from predump.runner import Hosts
+
+_log = logging.getLogger(__name__)
 
 app = typer.Typer(
     name="predump",
@@ -60,14 +66,17 @@ app.add_typer(workload_app, name="workload")
 app.add_typer(conform_app, name="conform")
 app.add_typer(hunks_app, name="hunks")
 app.add_typer(criu_app, name="criu")
+app.add_typer(faults_app, name="faults")
 app.command("mm")(mm_command)
 app.command("sweep")(sweep_command)
 app.command("policies")(policies_command)
+app.command("ownership")(ownership_command)
 app.command("report")(report_command)
 app.command("compare")(compare_command)
 app.command("calibrate")(calibrate_command)
 app.command("accuracy")(accuracy_command)
 
+LogFormat = Literal["text", "json"]
 Debug = Annotated[bool, typer.Option("--debug", help="Show where an error came from.")]
 ScenarioFile = Annotated[Path, typer.Argument(metavar="SCENARIO", help="A scenario file (TOML).")]
 Sets = Annotated[
@@ -134,6 +143,29 @@ Drilled = Annotated[
     typer.Option(
         "--drill", metavar="ACTION@PHASE", help="Die or stop there, to test tools: kill@final."
     ),
+]
+
+
+Metrics = Annotated[
+    str,
+    typer.Option(
+        "--metrics", metavar="HOST:PORT", help="Serve metrics for Prometheus there, over HTTP."
+    ),
+]
+Traces = Annotated[
+    str,
+    typer.Option(
+        "--traces",
+        metavar="URL|FILE|-",
+        help="Trace migrations to an OpenTelemetry collector, a file or standard error.",
+    ),
+]
+LogFormatOption = Annotated[
+    LogFormat, typer.Option("--log-format", help="Lines for people, or JSON objects.")
+]
+LogLevel = Annotated[
+    Literal["debug", "info", "warning", "error"],
+    typer.Option("--log-level", help="The least important lines to write."),
 ]
 
 
@@ -270,11 +302,16 @@ def serve_source_command(
         ),
     ] = None,
     drill: Drilled = "",
+    metrics: Metrics = "",
+    traces: Traces = "",
+    log_format: LogFormatOption = "text",
+    log_level: LogLevel = "info",
     debug: Debug = False,
 ) -> None:
     """Serve as a source until SIGTERM: hold a task, run it, migrate it away."""
     with explained_errors(_explained, debug=debug):
         from livemigration.drill import SOURCE_PHASES
+        from livemigration.observe.logs import start_logging
         from livemigration.tls import TlsConfig, channel_credentials, server_credentials
         from source_node.server import SourceConfig, serve_source
 
@@ -288,8 +325,10 @@ def serve_source_command(
             else None,
             policies=_policy_places(policies or []),
             drill=_drill(drill, SOURCE_PHASES),
+            observe=_observe("source", metrics, traces, log_format, log_level),
         )
-        asyncio.run(serve_source(config, _announcer("source")))
+        start_logging(config.observe.log)
+        asyncio.run(serve_source(config, _announcer("source", log_format)))
 
 
 @serve_app.command("dest")
@@ -325,12 +364,17 @@ def serve_dest_command(
         typer.Option(metavar="FILE", help="Take dumps only from those that it signed."),
     ] = None,
     drill: Drilled = "",
+    metrics: Metrics = "",
+    traces: Traces = "",
+    log_format: LogFormatOption = "text",
+    log_level: LogLevel = "info",
     debug: Debug = False,
 ) -> None:
     """Serve as a destination until SIGTERM: receive tasks, verify them, take them over."""
     with explained_errors(_explained, debug=debug):
         from dest_node.server import DestinationConfig, serve_destination
         from livemigration.drill import DESTINATION_PHASES
+        from livemigration.observe.logs import start_logging
         from livemigration.tls import server_credentials
 
         config = DestinationConfig(
@@ -340,11 +384,13 @@ def serve_dest_command(
             host_id=host_id,
             drill=_drill(drill, DESTINATION_PHASES),
             export_images=_checked_export(export_images),
+            observe=_observe("dest", metrics, traces, log_format, log_level),
             criu_pages=_criu_pages(
                 criu_page_server, state_dir, criu_tls_cert, criu_tls_key, criu_tls_client_ca
             ),
         )
-        asyncio.run(serve_destination(config, _announcer("destination")))
+        start_logging(config.observe.log)
+        asyncio.run(serve_destination(config, _announcer("destination", log_format)))
 
 
 @app.command()
@@ -460,7 +506,7 @@ def dashboard(
             allow_control=allow_control,
             port_file=port_file,
         )
-        asyncio.run(serve_dashboard(config, _announcer("dashboard")))
+        asyncio.run(serve_dashboard(config, _announcer("dashboard", "text")))
 
 
 @app.command()
@@ -587,6 +633,21 @@ def _listen(
     return ListenConfig(address=address, credentials=credentials, port_file=port_file)
 
 
+def _observe(
+    role: str, metrics: str, traces: str, log_format: LogFormat, log_level: str
+) -> "ObserveConfig":
+    from livemigration.observe.config import ObserveConfig
+    from livemigration.observe.logs import LogConfig, LogContext
+    from livemigration.service import split_address
+
+    if metrics:
+        try:
+            split_address(metrics)
+        except ValueError as error:
+            raise InputError(f"--metrics: {error}") from error
+    return ObserveConfig(metrics, traces, LogConfig(log_format, log_level, LogContext(role)))
+
+
 def _criu_pages(
     address: str, state_dir: Path | None, cert: Path | None, key: Path | None, ca: Path | None
 ) -> "CriuPagesConfig | None":
@@ -621,10 +682,14 @@ def _policy_places(places: list[str]) -> tuple[str, ...]:
     return tuple(checked)
 
 
-def _announcer(role: str) -> Callable[[str], None]:
+def _announcer(role: str, log_format: LogFormat) -> Callable[[str], None]:
     """Says where the node listens, once it does; whoever started it waits for this line."""
 
     def announce(address: str) -> None:
+        if log_format == "json":
+            where = {"fields": {"address": address}}
+            _log.info("predump %s listening on %s", role, address, extra=where)
+            return
         typer.echo(f"predump {role} listening on {address}")
         sys.stdout.flush()
 

@@ -132,7 +132,7 @@ def tasks_command(
         from livemigration.criu.pb import rpc_pb2
         from livemigration.criu.rpc.client import RpcClient
         from livemigration.criu.rpc.errors import RpcFailure
-        from livemigration.units import parse_time_ns
+        from livemigration.units import format_size, parse_time_ns
 
         control = rpc_pb2.RpcControl(set=sets or [], end=end)
         if start is not None:
@@ -156,7 +156,7 @@ def tasks_command(
         for task in answer.tasks:
             state = "running" if task.running else "stopped"
             typer.echo(
-                f"{task.pid:>8}  {task.name}  {task.memory >> 20} MiB  {task.clock}  {state}  "
+                f"{task.pid:>8}  {task.name}  {format_size(task.memory)}  {task.clock}  {state}  "
                 f"{task.ran_ns / 1e9:.3f} s, {task.operations} operations"
             )
 

@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +44,7 @@ class NodeProcess:
     address: str = ""
     process: asyncio.subprocess.Process | None = None
     starts: int = 0
+    environment: Mapping[str, str] | None = None  # None: that of this process
 
     async def start(self, *extra: str) -> None:
         """Starts the process (again, on the same port) and waits until it serves."""
@@ -66,6 +67,7 @@ class NodeProcess:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                env=self.environment,
             )
         finally:
             log.close()

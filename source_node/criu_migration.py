@@ -37,7 +37,7 @@ from livemigration.spec import LazySpec, MigrationSpec
 from livemigration.transport import Transport
 from livemigration.v1 import common_pb2
 from livemigration.verification import ranges
-from source_node.criu_plan import Part, plan
+from source_node.criu_plan import Part, names_of, plan
 from source_node.migration import Migration, Observer, TaskOrigin
 from source_node.tracker import RoundScan
 
@@ -132,6 +132,7 @@ class PageServerMigration(Migration):
             reference=_no_reference,
         )
         self._servers = servers
+        self._names = names_of(execution.task, origin.images)
         self._sender: Sender | None = None
         self._parts: list[Part] = []  # of the round under way, or of the last one
         self._holes = 0
@@ -178,7 +179,7 @@ class PageServerMigration(Migration):
         assert sender is not None
         self._holes = 0
         with self._execution.lock:
-            self._parts = plan(self._execution.task, scan, final=final)
+            self._parts = plan(self._execution.task, scan, self._names, final=final)
         with sender:
             for part in self._parts:
                 if not sender.open(part.target):
@@ -244,7 +245,7 @@ class PageServerMigration(Migration):
 
     def _note_sent(self, part: Part, addresses: U64, versions: U64, number: int) -> None:
         if part.target.kind is TargetKind.PROCESS:
-            self._tracker.note(part.target.id, addresses, versions, number)
+            self._tracker.note(part.model_id, addresses, versions, number)
             return
         for claim in part.claims:
             at = np.minimum(np.searchsorted(addresses, claim.offsets), max(addresses.size - 1, 0))
@@ -273,7 +274,7 @@ class PageServerMigration(Migration):
                     rows, _ = part.look(task, some)
                     equal = pages_equal(task.machine.content, rows, pages.read(some))
                     bad.append(some[~equal])
-                pid = part.target.id if part.target.kind is TargetKind.PROCESS else 0
+                pid = part.model_id if part.target.kind is TargetKind.PROCESS else 0
                 wrong += ranges(pid, np.sort(np.concatenate(bad)), page_size)
         return wrong
 

@@ -8,14 +8,17 @@ pages that are still a file's own, are nobody's: CRIU leaves them to the file sy
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from livemigration.criu.carried import CarriedImages, carried_naming
 from livemigration.criu.page_server.protocol import Target, TargetKind
+from livemigration.errors import BadRequest
 from livemigration.files import file_numbers
-from livemigration.layout import huge_objects
+from livemigration.layout import describe, huge_objects
 from livemigration.runs import near_pieces
 from livemigration.task import Task
 from mm_model import MAP_HUGETLB, MAP_SHARED, Vma
@@ -39,30 +42,38 @@ class Claim:
 class Part:
     """One image of a round.
 
+    target: what it is called there;
     addresses: uint64[n] ascending, of every page that is alive (of a segment: offsets in it);
-    send: bool[n], those whose bytes go. The others are left to the parent.
+    send: bool[n], those whose bytes go; the others are left to the parent;
+    named: the process or the object that it is here, if that has another name (-1: the same).
     """
 
     target: Target
     addresses: U64
     send: Bools
     claims: tuple[Claim, ...] = ()
+    named: int = -1
+
+    @property
+    def model_id(self) -> int:
+        """The process or the object that it is here."""
+        return self.target.id if self.named < 0 else self.named
 
     def all(self) -> Part:
         """The same for a server that has no parent: all bytes go."""
-        return Part(self.target, self.addresses, np.ones_like(self.send), self.claims)
+        return replace(self, send=np.ones_like(self.send))
 
     def look(self, task: Task, addresses: U64) -> tuple[Rows, U64]:
         """Content rows and versions, as they are now, of some of the pages; row 0 or less: gone."""
         page_size = task.machine.page_size
         if self.target.kind is TargetKind.SHARED:
-            rows = task.machine.object_frames(self.target.id)
+            rows = task.machine.object_frames(self.model_id)
             numbers = (addresses // np.uint64(page_size)).astype(np.int64)
             there = np.zeros(addresses.size, np.int64)
             inside = numbers < rows.size
             there[inside] = rows[numbers[inside]]
             return there, task.machine.phys.version[np.maximum(there, 0)]
-        mm = task.processes.get(self.target.id)
+        mm = task.processes.get(self.model_id)
         if mm is None:
             return np.zeros(addresses.size, np.int64), np.zeros(addresses.size, np.uint64)
         parts = []
@@ -74,31 +85,68 @@ class Part:
         return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
 
-def plan(task: Task, scan: RoundScan, *, final: bool) -> list[Part]:
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What the model's processes and shared objects are called in images; as here if not named."""
+
+    pids: Mapping[int, int] = field(default_factory=dict)
+    shmids: Mapping[int, int] = field(default_factory=dict)
+
+    def process(self, pid: int) -> Target:
+        """A process."""
+        return Target(TargetKind.PROCESS, self.pids.get(pid, pid))
+
+    def segment(self, object_id: int) -> Target:
+        """A shared object."""
+        return Target(TargetKind.SHARED, self.shmids.get(object_id, object_id))
+
+
+def names_of(task: Task, images: CarriedImages | None) -> Names:
+    """Those of the images that the task came out of, with which it can be restored.
+
+    Raises BadRequest if they do not describe the task any more.
+    """
+    if images is None:
+        return Names()
+    spaces = {
+        pid: describe(pid, task.parents[pid], mm) for pid, mm in sorted(task.processes.items())
+    }
+    if task.files:
+        raise BadRequest(
+            "the task has open memfds, whose pages are not sent to page servers: export its images"
+        )
+    naming = carried_naming(task, spaces, images)
+    return Names(naming.pids, naming.shmids)
+
+
+def plan(task: Task, scan: RoundScan, names: Names | None = None, *, final: bool) -> list[Part]:
     """The images of a round, in the order of sending."""
+    names = names or Names()
     files = file_numbers(task)
     huge = huge_objects(process.space for process in scan.processes)
     claims: dict[int, list[Claim]] = {}
     private: list[Part] = []
     for process in scan.processes:
-        private.append(_private(process, final=final))
+        private.append(_private(process, names, final=final))
         for vma in process.space.vmas:
             left_out = vma.shared_id in files or (vma.shared_id in huge and not final)
             if vma.flags & MAP_SHARED and vma.shared_id and not left_out:
                 claims.setdefault(vma.shared_id, []).append(
                     _claim(process, vma, task.machine.page_size)
                 )
-    return [_shared(task, shared_id, claims[shared_id]) for shared_id in sorted(claims)] + private
+    shared = [_shared(task, object_id, names, claims[object_id]) for object_id in sorted(claims)]
+    return shared + private
 
 
-def _shared(task: Task, shared_id: int, claims: list[Claim]) -> Part:
+def _shared(task: Task, shared_id: int, names: Names, claims: list[Claim]) -> Part:
     page_size = np.uint64(task.machine.page_size)
     pages = np.flatnonzero(task.machine.object_frames(shared_id) > 0).astype(np.uint64)
     return Part(
-        Target(TargetKind.SHARED, shared_id),
+        names.segment(shared_id),
         pages * page_size,
         np.ones(pages.size, np.bool_),
         tuple(claims),
+        shared_id,
     )
 
 
@@ -108,7 +156,7 @@ def _claim(process: ProcessScan, vma: Vma, page_size: int) -> Claim:
     return Claim(process.space.pid, addresses, offsets)
 
 
-def _private(process: ProcessScan, *, final: bool) -> Part:
+def _private(process: ProcessScan, names: Names, *, final: bool) -> Part:
     live = process.live
     mine = np.ones(live.size, np.bool_)
     for vma in process.space.vmas:
@@ -117,7 +165,7 @@ def _private(process: ProcessScan, *, final: bool) -> Part:
             mine[first:last] = False
     live = live[mine]
     send = np.isin(live, process.send, assume_unique=True)
-    return Part(Target(TargetKind.PROCESS, process.space.pid), live, send)
+    return Part(names.process(process.space.pid), live, send, named=process.space.pid)
 
 
 def _within(addresses: U64, vma: Vma) -> U64:

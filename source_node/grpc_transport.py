@@ -13,7 +13,8 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -31,6 +32,9 @@ from livemigration.errors import (
     WrongState,
 )
 from livemigration.link import NS
+from livemigration.observe.tracing import Metadata
+from livemigration.ownership import counts
+from livemigration.spec import PatienceSpec
 from livemigration.transport import PageSource
 from livemigration.v1 import common_pb2, destination_node_pb2, destination_node_pb2_grpc
 from source_node.page_stream import PageStream
@@ -38,16 +42,14 @@ from source_node.page_stream import PageStream
 WINDOW = 16
 """Frames under way without acknowledgement: about 16 MiB."""
 
-RECONNECT_S = 5.0
-"""How long a lost destination is looked for before the migration is given up."""
+QUESTION_S = 2.0
+"""How long one question after the hand-over may take; it is asked again."""
 
-SETTLE_S = 30.0
-"""How long a destination is asked what became of a commit in doubt."""
+MOST_DAMAGED = 3
+"""How often a frame is sent again that arrives damaged each time."""
 
-CALL_S = 30.0
-"""Deadline of the short calls."""
-
-VERIFY_S = 600.0
+MOST_BREAKS = 20
+"""How often the stream may break without any frame getting through."""
 
 _RETRY_S = 0.1
 _TRANSFER = "/livemigration.v1.DestinationNode/Transfer"
@@ -68,6 +70,26 @@ _BROKEN = (
 """Statuses of a connection that broke: the stream is opened again, a question asked again."""
 
 _Stream = grpc.aio.StreamStreamCall[bytes, common_pb2.TransferAck]
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long the source waits, in seconds (`livemigration.spec.PatienceSpec`)."""
+
+    answer_s: float = 30.0
+    reconnect_s: float = 5.0
+    settle_s: float = 30.0
+
+    @property
+    def question_s(self) -> float:
+        """For one question after the hand-over."""
+        return min(QUESTION_S, self.answer_s)
+
+    @classmethod
+    def of(cls, spec: PatienceSpec) -> Patience:
+        """As the migration's spec says."""
+        return cls(spec.answer_ns / NS, spec.reconnect_ns / NS, spec.settle_ns / NS)
 
 
 class GrpcTransport:
@@ -78,10 +100,19 @@ class GrpcTransport:
         address: str,
         credentials: grpc.ChannelCredentials | None = None,
         drill: Drill | None = None,
+        patience: Patience | None = None,
+        channel: grpc.aio.Channel | None = None,
+        trace: Callable[[], Metadata] = tuple,
     ) -> None:
+        """`channel`: one that is open already, instead of a new one to `address`.
+
+        `trace`: what calls carry, so that the destination's spans join the source's.
+        """
         self._address = address
+        self._patience = patience or Patience()
+        self._trace = trace
         self._drill = drill or Drill()
-        self._channel = open_channel(address, credentials)
+        self._channel = channel if channel is not None else open_channel(address, credentials)
         self._stub: destination_node_pb2_grpc.DestinationNodeAsyncStub = (
             destination_node_pb2_grpc.DestinationNodeStub(self._channel)
         )
@@ -102,6 +133,10 @@ class GrpcTransport:
         self._changed = asyncio.Condition()
         self._broken: grpc.aio.AioRpcError | None = None
         self._pages: PageStream | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._lost: DestinationLost | None = None  # by what the watch has found out
+        self._broke_at = -1  # the oldest frame of the window when the stream broke last
+        self._breaks = 0  # ... and how often it has at this one
         self.reconnects = 0
 
     # -- prepare
@@ -121,22 +156,30 @@ class GrpcTransport:
         spec = struct_pb2.Struct()
         spec.update(task)
         try:
-            host = await self._stub.Describe(common_pb2.DescribeRequest(), timeout=CALL_S)
-            self._incarnation, self._store_id = host.incarnation, host.store_id
-            await self._stub.Prepare(
-                destination_node_pb2.PrepareRequest(
-                    migration_id=migration_id,
-                    task=spec,
-                    base_dir=base_dir,
-                    clock=clock,
-                    extra_pages=extra_pages,
-                    resident_pages=resident_pages,
-                ),
-                timeout=CALL_S,
+            await self._stub.Describe(common_pb2.DescribeRequest(), timeout=self._patience.answer_s)
+            # Without a deadline: a host that has just started may have to compile first.
+            status = await self._watched(
+                self._stub.Prepare(
+                    destination_node_pb2.PrepareRequest(
+                        migration_id=migration_id,
+                        task=spec,
+                        base_dir=base_dir,
+                        clock=clock,
+                        extra_pages=extra_pages,
+                        resident_pages=resident_pages,
+                    ),
+                    metadata=self._metadata(),
+                )
             )
         except grpc.aio.AioRpcError as error:
             raise self._error(error) from error
+        # Of the process that made room, which must be the one that gets the pages.
+        self._incarnation, self._store_id = status.incarnation, status.store_id
         self._open()
+        self._watch = asyncio.create_task(self._watch_transfer(), name="transfer-watch")
+
+    def _metadata(self) -> Metadata:
+        return (("migration-id", self._id), *self._trace())
 
     def _error(self, error: grpc.aio.AioRpcError) -> MigrationError:
         kind = _ANSWERS.get(error.code())
@@ -144,11 +187,87 @@ class GrpcTransport:
             return kind(f"destination {self._address}: {why(error)}")
         return DestinationLost(f"destination {self._address} is lost: {why(error)}")
 
+    # -- is it still there
+
+    async def _ask_how_far(self) -> destination_node_pb2.MigrationStatus | None:
+        """None if there is an answer that says nothing; `DestinationLost` if there is none."""
+        try:
+            return await self._stub.GetMigration(
+                destination_node_pb2.GetMigrationRequest(migration_id=self._id),
+                timeout=self._patience.answer_s,
+            )
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise DestinationLost(
+                    f"destination {self._address} is lost: it does not answer "
+                    f"({self._patience.answer_s:g} s)"
+                ) from error
+            return None  # a connection that breaks ends the calls on it by itself
+
+    async def _watched(self, call: Awaitable[_T]) -> _T:
+        """The call's result, for as long as the destination answers questions beside it.
+
+        A host that is switched off, stopped, or behind a cable that was pulled ends no connection.
+        """
+        work: asyncio.Future[_T] = asyncio.ensure_future(_result(call))
+        try:
+            while not (await asyncio.wait([work], timeout=self._patience.answer_s))[0]:
+                await self._ask_how_far()
+            return work.result()
+        finally:
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+
+    async def _watch_transfer(self) -> None:
+        """Frees a transfer that stands still: opens the stream again, or gives up.
+
+        Frames that are not acknowledged for a while are asked after. A destination that does not
+        answer is lost. One that answers, but is no further, has not got them: something between
+        the hosts has swallowed a frame, and they are sent again, once.
+        """
+        seen, since, again = 0, time.monotonic(), False
+        while True:
+            await asyncio.sleep(self._patience.answer_s / 4)
+            oldest = self._window[0][0] if self._window else 0
+            if oldest == 0 or oldest - 1 > seen:
+                seen, since, again = max(seen, oldest - 1), time.monotonic(), False
+                continue
+            if time.monotonic() - since < self._patience.answer_s:
+                continue
+            try:
+                status = await self._ask_how_far()
+            except DestinationLost as lost:
+                await self._end_transfer(lost)
+                return
+            if status is not None and status.sequence > seen:
+                seen, since, again = status.sequence, time.monotonic(), False
+                continue
+            if again:
+                await self._end_transfer(
+                    DestinationLost(
+                        f"destination {self._address} is lost: it takes nothing more "
+                        f"(after frame {seen})"
+                    )
+                )
+                return
+            since, again = time.monotonic(), True
+            if self._stream is not None:
+                self._stream.cancel()
+
+    async def _end_transfer(self, lost: DestinationLost) -> None:
+        self._lost = lost
+        if self._stream is not None:
+            self._stream.cancel()
+        async with self._changed:
+            self._changed.notify_all()
+
     # -- the stream
 
     def _open(self) -> None:
         self._broken = None
-        self._stream = self._open_transfer(metadata=(("migration-id", self._id),))
+        self._stream = self._open_transfer(
+            metadata=(*self._metadata(), ("incarnation", self._incarnation))
+        )
         self._reader = asyncio.create_task(self._read(self._stream), name="transfer-acks")
 
     async def _read(self, stream: _Stream) -> None:
@@ -167,6 +286,11 @@ class GrpcTransport:
             )
         except grpc.aio.AioRpcError as error:
             broken = error
+        except asyncio.CancelledError:
+            # The watch has cut it, or `_finish_stream` has, after which nobody asks.
+            broken = grpc.aio.AioRpcError(
+                grpc.StatusCode.CANCELLED, grpc.aio.Metadata(), grpc.aio.Metadata(), "stood still"
+            )
         async with self._changed:
             if stream is self._stream:
                 self._broken = broken
@@ -189,6 +313,10 @@ class GrpcTransport:
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError):
             # What a failed write says is not why the stream ended: that is the reader's to learn.
             await self._reconnect()
+        except asyncio.CancelledError:
+            if not _cut_by_us():
+                raise
+            await self._reconnect()
 
     async def flush(self) -> None:
         """Waits until the window is empty."""
@@ -201,20 +329,37 @@ class GrpcTransport:
 
     async def _reconnect(self) -> None:
         """Opens the stream again and sends what the destination has not applied."""
-        deadline = time.monotonic() + RECONNECT_S
+        deadline = time.monotonic() + self._patience.reconnect_s
         while True:
+            if self._lost is not None:
+                raise self._lost
             if self._reader is not None:
                 await self._reader  # a broken stream ends its reader, which knows why
             broken = self._broken
-            if broken is not None and broken.code() not in _BROKEN:
+            if broken is not None and not self._may_try_again(broken):
                 raise self._error(broken)
             await self._resume_after(deadline, broken)
+            if self._lost is not None:  # the watch has given up meanwhile, and watches no more
+                raise self._lost
             self.reconnects += 1
             self._open()
             if await self._send_again():
                 return
             if time.monotonic() > deadline:
                 raise DestinationLost(f"destination {self._address}: the transfer keeps breaking")
+
+    def _may_try_again(self, broken: grpc.aio.AioRpcError) -> bool:
+        """Whether what is not acknowledged is worth being sent again.
+
+        A frame that is damaged on its way is; one that is damaged each time was sent so.
+        """
+        oldest = self._window[0][0] if self._window else 0
+        if oldest != self._broke_at:
+            self._broke_at, self._breaks = oldest, 0
+        self._breaks += 1
+        if broken.code() is grpc.StatusCode.DATA_LOSS:
+            return self._breaks <= MOST_DAMAGED
+        return broken.code() in _BROKEN and self._breaks <= MOST_BREAKS
 
     async def _send_again(self) -> bool:
         """Writes the whole window; False if the stream broke meanwhile."""
@@ -224,6 +369,10 @@ class GrpcTransport:
                 await self._stream.write(frame)
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
                 return False
+            except asyncio.CancelledError:
+                if not _cut_by_us():
+                    raise
+                return False
         return True
 
     async def _resume_after(self, deadline: float, broken: grpc.aio.AioRpcError | None) -> None:
@@ -232,7 +381,7 @@ class GrpcTransport:
             try:
                 status = await self._stub.GetMigration(
                     destination_node_pb2.GetMigrationRequest(migration_id=self._id),
-                    timeout=CALL_S,
+                    timeout=self._patience.answer_s,
                 )
                 break
             except grpc.aio.AioRpcError as error:
@@ -253,11 +402,17 @@ class GrpcTransport:
     def _started_anew(self) -> DestinationLost:
         return DestinationLost(f"destination {self._address} was started anew and lost the pages")
 
-    async def _finish_stream(self) -> None:
+    async def _finish_stream(self, *, in_order: bool = True) -> None:
+        """Ends the transfer; `in_order`: everything on it has arrived, so its end will, too."""
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
         stream, self._stream = self._stream, None
         if stream is not None:
-            with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                await stream.done_writing()
+            if in_order:
+                with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                    await stream.done_writing()
             stream.cancel()
         reader, self._reader = self._reader, None
         if reader is not None:
@@ -276,11 +431,11 @@ class GrpcTransport:
         self._pages = PageStream(
             self._channel,
             self._address,
-            self._id,
             server=server,
             pace=pace,
             patience_s=patience_ns / NS,
             drill=self._drill,
+            metadata=self._metadata(),
         )
         await self._pages.open()
 
@@ -325,7 +480,7 @@ class GrpcTransport:
     ) -> destination_node_pb2.VerifyReply:
         """Streams the digests; the answer is the destination's comparison."""
         try:
-            return await self._stub.Verify(chunks, timeout=VERIFY_S)
+            return await self._watched(self._stub.Verify(chunks, metadata=self._metadata()))
         except grpc.aio.AioRpcError as error:
             raise self._error(error) from error
 
@@ -333,7 +488,11 @@ class GrpcTransport:
         """The destination's memory, in batches."""
         request = destination_node_pb2.ReadBackRequest(migration_id=self._id)
         try:
-            async for chunk in self._stub.ReadBack(request, timeout=VERIFY_S):
+            call = self._stub.ReadBack(request, metadata=self._metadata())
+            while True:
+                chunk = await self._watched(call.read())
+                if not isinstance(chunk, destination_node_pb2.MemoryChunk):
+                    return  # the end of the stream
                 yield chunk
         except grpc.aio.AioRpcError as error:
             raise self._error(error) from error
@@ -344,9 +503,12 @@ class GrpcTransport:
         try:
             return await self._stub.Commit(
                 destination_node_pb2.CommitRequest(
-                    migration_id=self._id, memory_digest=memory_digest
+                    migration_id=self._id,
+                    memory_digest=memory_digest,
+                    incarnation=self._incarnation,
                 ),
-                timeout=CALL_S,
+                timeout=self._patience.answer_s,
+                metadata=self._metadata(),
             )
         except grpc.aio.AioRpcError as error:
             if error.code() in _ANSWERS:
@@ -359,41 +521,36 @@ class GrpcTransport:
         """Best effort: a destination that is not told forgets the task when the next one comes."""
         if not self._id:
             return
-        await self._finish_stream()
+        await self._finish_stream(in_order=False)
         with suppress(grpc.aio.AioRpcError):
             await self._stub.Abort(
-                destination_node_pb2.AbortRequest(migration_id=self._id, reason=reason), timeout=2.0
+                destination_node_pb2.AbortRequest(migration_id=self._id, reason=reason),
+                timeout=self._patience.question_s,
+                metadata=self._metadata(),
             )
 
     async def settle(self) -> common_pb2.OwnershipState.ValueType:
         """Asks until there is an answer that counts, see `livemigration.ownership`."""
-        deadline = time.monotonic() + SETTLE_S
+        deadline = time.monotonic() + self._patience.settle_s
         last = "no answer"
         while time.monotonic() < deadline:
             try:
-                host = await self._stub.Describe(common_pb2.DescribeRequest(), timeout=2.0)
-                if host.store_id == self._store_id:
-                    return await self._ask_fate()
+                # Aborts what is not committed: the answer to that is final.
+                status = await self._stub.Abort(
+                    destination_node_pb2.AbortRequest(
+                        migration_id=self._id, reason="the hand-over was not answered"
+                    ),
+                    timeout=self._patience.question_s,
+                )
+                # Who answers and where it keeps its tasks is one message: between two, another
+                # process could have taken its place.
+                if counts(self._store_id, status.store_id):
+                    return status.ownership
                 last = "it was started without the state directory it had"
             except grpc.aio.AioRpcError as error:
                 last = why(error)
             await asyncio.sleep(_RETRY_S)
         raise DestinationLost(f"destination {self._address} is lost: {last}")
-
-    async def _ask_fate(self) -> common_pb2.OwnershipState.ValueType:
-        """Aborts what is not committed; the destination's answer to that is final."""
-        try:
-            status = await self._stub.Abort(
-                destination_node_pb2.AbortRequest(
-                    migration_id=self._id, reason="the hand-over was not answered"
-                ),
-                timeout=2.0,
-            )
-        except grpc.aio.AioRpcError as error:
-            if error.code() is grpc.StatusCode.NOT_FOUND:
-                return common_pb2.OWNERSHIP_STATE_NONE
-            raise
-        return status.ownership
 
     async def continue_to(self, workload_ns: int) -> destination_node_pb2.ContinueReply:
         """Runs the task over there; no deadline, since real time may have to pass.
@@ -407,20 +564,35 @@ class GrpcTransport:
         lost_at: float | None = None
         while True:
             try:
-                return await self._stub.Continue(request)
+                return await self._watched(self._stub.Continue(request, metadata=self._metadata()))
             except grpc.aio.AioRpcError as error:
                 now = time.monotonic()
                 lost_at = lost_at or now
                 # A post-copy goes on over there while the connection is away.
                 comes_back = self._store_id or self._pages is not None
                 broken = error.code() in _BROKEN
-                if not broken or not comes_back or now - lost_at > SETTLE_S:
+                if not broken or not comes_back or now - lost_at > self._patience.settle_s:
                     raise self._error(error) from error
             await asyncio.sleep(_RETRY_S)
 
+    @property
+    def streams_broken(self) -> int:
+        """Streams of pages that broke and were opened again."""
+        return self.reconnects + (self._pages.reconnects if self._pages is not None else 0)
+
     async def close(self) -> None:
         """Ends stream and connection."""
-        await self._finish_stream()
+        await self._finish_stream(in_order=False)
         if self._pages is not None:
             await self._pages.close()
         await self._channel.close()
+
+
+async def _result(call: Awaitable[_T]) -> _T:
+    return await call
+
+
+def _cut_by_us() -> bool:
+    """Whether a `CancelledError` says that the call was cancelled, and not who waits for it."""
+    task = asyncio.current_task()
+    return task is not None and not task.cancelling()

@@ -12,7 +12,7 @@ from livemigration.criu.images import ImageDirectory, load_task
 from livemigration.errors import BadRequest
 from livemigration.execution import Execution
 from livemigration.host.memory import host_task
-from livemigration.ownership import Ownership, OwnershipMachine
+from livemigration.ownership import Event, Ownership, OwnershipMachine
 from livemigration.snapshot import digest_task
 from livemigration.spec import TaskSpec
 from livemigration.task import Task, build_machine
@@ -90,7 +90,7 @@ class HostedTask:
             images = await asyncio.to_thread(CarriedImages.read, folder)
         execution = Execution(task, workload, wall=request.clock == "wall")
         hosted = cls(request, task, workload, execution, extra, images)
-        hosted.ownership.to(Ownership.RUNNING)
+        hosted.ownership.on(Event.START)
         execution.thaw()
         return hosted
 
@@ -115,7 +115,7 @@ class HostedTask:
         self.ownership.require(Ownership.RELEASED)
         await self.execution.close()
         self.task.release()
-        return await asyncio.to_thread(_run_reference, self.request, operations)
+        return await asyncio.to_thread(reference_digest, self.request, operations)
 
     async def end(self) -> None:
         """Stops the task and frees its memory."""
@@ -123,7 +123,8 @@ class HostedTask:
         self.task.release()
 
 
-def _run_reference(request: TaskRequest, operations: int) -> str:
+def reference_digest(request: TaskRequest, operations: int) -> str:
+    """Memory digest of a new task like the one asked for, after so many operations."""
     if request.spec.tracker == "host":
         # The model does the same stores: what real memory holds is then checked by other code.
         spec = request.spec.model_copy(update={"tracker": "soft-dirty"})

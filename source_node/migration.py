@@ -38,7 +38,7 @@ from livemigration.execution import Execution, core_of
 from livemigration.files import describe_file, describe_shared, offsets
 from livemigration.layout import huge_objects, to_proto
 from livemigration.link import Link, TokenBucket
-from livemigration.ownership import Ownership, OwnershipMachine
+from livemigration.ownership import Event, Ownership, OwnershipMachine, fate
 from livemigration.packing import Packing, pack, pack_from
 from livemigration.policy import Decision, Policy, RoundView
 from livemigration.runs import from_runs, to_runs
@@ -196,6 +196,11 @@ class Migration:
     def _page_size(self) -> int:
         return self._execution.task.machine.page_size
 
+    @property
+    def abort_requested(self) -> bool:
+        """Whether somebody wanted it to end."""
+        return self._abort_reason is not None
+
     def request_abort(self, reason: str) -> None:
         """Ends the migration at the next batch; the task stays here."""
         self._abort_reason = reason
@@ -244,8 +249,13 @@ class Migration:
         except (MigrationError, MmError) as error:
             await self._keep_task(str(error))
         except asyncio.CancelledError:
-            if self._ownership.state is not Ownership.IN_DOUBT:
+            if self._ownership.allows(Event.GIVE_UP):
                 await self._keep_task("the migration was cancelled")
+            raise
+        except Exception as error:
+            # A fault of ours must not leave the task frozen; whoever called hears of it all the
+            # same.
+            await self._keep_task(f"internal error: {type(error).__name__}: {error}")
             raise
         finally:
             self._pool.shutdown(wait=True)
@@ -356,7 +366,7 @@ class Migration:
         start = self._clock.now_ns
         self._traffic = _Traffic()
         await self._freeze()
-        self._ownership.to(Ownership.FROZEN)
+        self._ownership.on(Event.FREEZE)
         down.freeze_ns = self._clock.now_ns - start
         scan = await self._in_thread(self._scan, number == 0, True)
         down.scan_ns = self._clock.now_ns - start - down.freeze_ns
@@ -741,8 +751,8 @@ class Migration:
             await self._transport.open_pages(
                 self._server, self._bucket.send, lazy_of(self._spec.policy).lost_after_ns
             )
-        self._ownership.to(Ownership.IN_DOUBT)
-        status = await self._transport.commit(digests.memory_digest)
+        self._ownership.on(Event.SEND_COMMIT)
+        status = await self._offer(digests.memory_digest)
         if self._clock.name == "wall":
             down.restore_ns = status.restore_ns
             down.resume_ns = max(0, self._clock.now_ns - before - status.restore_ns)
@@ -753,19 +763,29 @@ class Migration:
             self._clock.spend(down.restore_ns + down.resume_ns)
         self._handed_over()
 
+    async def _offer(self, memory_digest: str) -> destination_node_pb2.MigrationStatus:
+        """Asks the destination to take the task over; one that refuses does so for good."""
+        try:
+            return await self._transport.commit(memory_digest)
+        except CommitInDoubt:
+            raise
+        except MigrationError:
+            self._take_back(Event.REFUSED)
+            raise
+
     def _handed_over(self) -> None:
         """The task is the destination's; with post-copy not all of its pages are there yet."""
         self._runnable_ns = self._clock.now_ns
         if self._server is None:
-            self._released()
+            self._released(Event.TAKEN)
         else:
-            self._ownership.to(Ownership.SERVING)
+            self._ownership.on(Event.TAKEN_WITHOUT_PAGES)
             self._served = True
             self._observer.handed_over(self.outcome, self._clock.now_ns)
         self._say("resume", "the task runs at the destination")
 
-    def _released(self) -> None:
-        self._ownership.to(Ownership.RELEASED)
+    def _released(self, event: Event) -> None:
+        self._ownership.on(event)
         verify = self.outcome.verify_ns if self._clock.name == "wall" else 0
         later = 0 if self.outcome.post_copy is None else self.outcome.post_copy.residual_ns
         runnable = self._runnable_ns or self._clock.now_ns
@@ -815,7 +835,7 @@ class Migration:
                 f"{not_seen} pages were not read back for comparison: the page stream broke; "
                 'migrate again, or verify with mode = "digest"'
             )
-        self._released()
+        self._released(Event.PAGES_OVER)
         self._say("released", f"all pages are at the destination: {record.faults} faults")
         return True
 
@@ -837,8 +857,7 @@ class Migration:
 
     def _lose_sight(self, why: str, did: str) -> None:
         """The task is not here, and not whole there: what becomes of it is somebody's decision."""
-        if self._ownership.state is not Ownership.IN_DOUBT:
-            self._ownership.to(Ownership.IN_DOUBT)
+        self._ownership.on(Event.LOSE_SIGHT)
         self._doubt = why
         self.outcome.verified = False
         self.outcome.error = (
@@ -860,20 +879,24 @@ class Migration:
             raise Aborted(f"aborted: {self._abort_reason}")
 
     async def _keep_task(self, error: str, reason: str = "") -> None:
-        """The destination forgets the task, and it goes on here."""
+        """The destination forgets the task, and it goes on here, unless it was handed over."""
+        if not self._ownership.allows(Event.GIVE_UP):
+            standing = "the task is in doubt: settle the migration"
+            if self._ownership.state is not Ownership.IN_DOUBT:
+                standing = "the task was handed over and is the destination's"
+            self.outcome.error = f"{error}; {standing}"
+            return
         await self._transport.abort(reason or error)
-        self._take_back()
+        self._take_back(Event.GIVE_UP)
         if error:
             self.outcome.error = f"{error}; the source kept the task and resumed it"
 
-    def _take_back(self) -> None:
+    def _take_back(self, event: Event) -> None:
+        self._ownership.on(event)
         self._execution.throttle(0)
-        if self._ownership.state in (Ownership.FROZEN, Ownership.IN_DOUBT):
-            self._ownership.to(Ownership.RUNNING)
-        if self._ownership.state is Ownership.RUNNING:
-            with self._execution.lock:
-                self._tracker.stop(self._execution.task)
-            self._execution.thaw()
+        with self._execution.lock:
+            self._tracker.stop(self._execution.task)
+        self._execution.thaw()
 
     async def _settle_doubt(self, error: CommitInDoubt) -> None:
         """Commit was sent without an answer: only the destination can say what became of it."""
@@ -894,16 +917,14 @@ class Migration:
         Raises `DestinationLost` if there is no answer that counts; the doubt stays.
         """
         self._ownership.require(Ownership.IN_DOUBT)
-        fate = await self._transport.settle()
-        if fate == common_pb2.OWNERSHIP_STATE_LOST or (
-            self._served and fate != common_pb2.OWNERSHIP_STATE_COMMITTED
-        ):
+        event = fate(Ownership(await self._transport.settle()), served=self._served)
+        if event is Event.LOSE_SIGHT:
             self._lose_sight(
                 "the destination had taken the task over and died with it", "did there"
             )
             return
-        if fate != common_pb2.OWNERSHIP_STATE_COMMITTED:
-            self.decide(keep=True)
+        if event is Event.NEVER_TAKEN:
+            self._keep_after_doubt(event)
             return
         self._say("commit", "the destination had taken the task over")
         self.outcome.error = ""
@@ -915,13 +936,17 @@ class Migration:
         """Ends the doubt: the task goes on here, or it is the destination's."""
         self._ownership.require(Ownership.IN_DOUBT)
         if keep:
-            self._take_back()
-            never = "" if self._served else "it never took the task, and "
-            self.outcome.error = f"{self._doubt}; {never}the source resumed it"
+            self._keep_after_doubt(Event.KEEP)
         else:
-            self._released()
+            self._released(Event.RELEASE)
             self._say("resume", "the task is the destination's")
             self.outcome.error = f"{self._doubt}; the task is the destination's"
+        self.outcome.ownership = self._ownership.state
+
+    def _keep_after_doubt(self, event: Event) -> None:
+        self._take_back(event)
+        never = "" if self._served else "it never took the task, and "
+        self.outcome.error = f"{self._doubt}; {never}the source resumed it"
         self.outcome.ownership = self._ownership.state
 
     # -- small things

@@ -20,6 +20,7 @@ import grpc.aio
 from livemigration.channel import why
 from livemigration.drill import Drill
 from livemigration.errors import BadRequest, DestinationLost, MigrationError
+from livemigration.observe.tracing import Metadata
 from livemigration.transport import PageSource
 from livemigration.v1 import common_pb2, destination_node_pb2
 
@@ -57,21 +58,21 @@ class PageStream:
         self,
         channel: grpc.aio.Channel,
         address: str,
-        migration_id: str,
         *,
+        metadata: Metadata,
         server: PageSource,
         pace: Callable[[int], Awaitable[None]],
         patience_s: float,
         drill: Drill,
     ) -> None:
-        """`pace` returns when so many bytes may go out."""
+        """`pace` returns when so many bytes may go out; `metadata` says whose pages they are."""
         self._open: grpc.aio.StreamStreamMultiCallable[bytes, PageRequest] = channel.stream_stream(
             FETCH_PAGES,
             request_serializer=None,
             response_deserializer=PageRequest.FromString,
         )
         self._address = address
-        self._id = migration_id
+        self._metadata = metadata
         self._server = server
         self._pace = pace
         self.patience_s = patience_s
@@ -84,7 +85,7 @@ class PageStream:
 
     async def open(self) -> None:
         """Returns when the destination has the stream; raises MigrationError."""
-        self._call = self._open(metadata=(("migration-id", self._id),))
+        self._call = self._open(metadata=self._metadata)
         try:
             async with asyncio.timeout(max(self.patience_s, _OPEN_S)):
                 await self._call.initial_metadata()

@@ -10,6 +10,9 @@ import grpc
 import grpc.aio
 
 from livemigration.drill import Drill
+from livemigration.observe.config import ObserveConfig, observed
+from livemigration.observe.logs import LoggedTelemetry
+from livemigration.observe.metrics import SourceMetrics
 from livemigration.service import ListenConfig, default_host_id, serve
 from livemigration.telemetry import open_telemetry
 from livemigration.telemetry.service import add_telemetry
@@ -33,20 +36,27 @@ class SourceConfig:
     credentials: grpc.ChannelCredentials | None = None
     policies: tuple[str, ...] = ()
     drill: Drill = field(default_factory=Drill)
+    observe: ObserveConfig = field(default_factory=ObserveConfig)
 
 
 async def serve_source(config: SourceConfig, on_ready: Callable[[str], None]) -> None:
     """Runs a source until it is told to stop."""
     host_id = config.host_id or default_host_id("source", config.listen)
-    async with open_telemetry(config.mqtt, role="source", host_id=host_id) as broker:
+    metrics = SourceMetrics(host_id=host_id, version=version("predump"))
+    async with (
+        open_telemetry(config.mqtt, role="source", host_id=host_id) as broker,
+        observed(config.observe, "source", host_id, metrics.registry) as tracing,
+    ):
         telemetry = Watched(broker, role="source", host_id=host_id)
         node = SourceNode(
             host_id=host_id,
             version=version("predump"),
-            telemetry=telemetry,
+            telemetry=LoggedTelemetry(telemetry, config.observe.log.context),
             credentials=config.credentials,
             policies=config.policies,
             drill=config.drill,
+            metrics=metrics,
+            tracing=tracing,
         )
 
         node.start()

@@ -19,14 +19,17 @@ from google.protobuf import json_format
 from livemigration.clock import Clock, VirtualClock, WallClock
 from livemigration.drill import Drill
 from livemigration.errors import BadRequest, UnknownMigration, WrongState
+from livemigration.observe.metrics import SourceMetrics
+from livemigration.observe.tracing import MigrationTrace, Tracing
 from livemigration.ownership import Ownership
 from livemigration.policy import build_policy
 from livemigration.spec import MigrationSpec, TaskSpec
 from livemigration.status import answering
 from livemigration.telemetry import Telemetry
+from livemigration.telemetry.messages import ENDED_STATES
 from livemigration.v1 import common_pb2, source_node_pb2, source_node_pb2_grpc
 from livemigration.warm import WarmUp
-from source_node.grpc_transport import GrpcTransport
+from source_node.grpc_transport import GrpcTransport, Patience
 from source_node.hosting import HostedTask, TaskRequest
 from source_node.migration import Migration
 from source_node.outcome import NS, Outcome, Round
@@ -55,10 +58,14 @@ class _Events:
     migration_id: str
     telemetry: Telemetry
     hosted: HostedTask
+    metrics: SourceMetrics
+    trace: MigrationTrace
     queue: asyncio.Queue[source_node_pb2.MigrationEvent] = field(default_factory=asyncio.Queue)
 
     def phase(self, phase: str, at_ns: int, message: str) -> None:
         """A step begins or ends."""
+        if phase not in ENDED_STATES:
+            self.trace.step(message if phase == "round" else phase, at_s=at_ns / NS)
         self.queue.put_nowait(self._event(phase=phase, at_ns=at_ns, message=message))
         released = self.hosted.ownership.state is Ownership.RELEASED
         self.telemetry.state(
@@ -73,6 +80,21 @@ class _Events:
 
     def round(self, record: Round, at_ns: int) -> None:
         """A round is over."""
+        self.trace.note(
+            round=record.round,
+            pages_sent=record.pages_sent,
+            pages_soft_dirty=record.pages_soft_dirty,
+            pages_lost=record.pages_lost,
+            pages_spurious=record.pages_spurious,
+            bytes_wire=record.bytes_wire,
+            reason=record.reason,
+        )
+        self.metrics.round(
+            sent=record.pages_sent,
+            zero=record.pages_zero,
+            spurious=record.pages_spurious,
+            wire=record.bytes_wire,
+        )
         self.queue.put_nowait(
             self._event(
                 phase="round-done", at_ns=at_ns, message=record.reason, round=record.to_proto()
@@ -133,6 +155,7 @@ class _Running:
     migration: Migration
     transport: GrpcTransport
     events: _Events
+    clock: str
     work: asyncio.Task[None] | None = None
 
 
@@ -154,6 +177,8 @@ class SourceNode(source_node_pb2_grpc.SourceNodeServicer):
         telemetry: Telemetry,
         credentials: grpc.ChannelCredentials | None,
         drill: Drill,
+        metrics: SourceMetrics,
+        tracing: Tracing,
         policies: tuple[str, ...] = (),
     ) -> None:
         self._host_id = host_id
@@ -162,6 +187,9 @@ class SourceNode(source_node_pb2_grpc.SourceNodeServicer):
         self._credentials = credentials
         self._policies = policies
         self._drill = drill
+        self._metrics = metrics
+        self._tracing = tracing
+        self._metrics.watch(self._ownership, self._memory_bytes)
         self._incarnation = uuid.uuid4().hex
         self._hosted: HostedTask | None = None
         self._running: _Running | None = None
@@ -238,6 +266,8 @@ class SourceNode(source_node_pb2_grpc.SourceNodeServicer):
             self._need_task()
             if self._migrating():
                 raise WrongState("a migration is under way; abort it first")
+            if self._need_task().ownership.state in (Ownership.IN_DOUBT, Ownership.SERVING):
+                raise WrongState("the task is in doubt, with all its memory; settle it first")
             status = self._status()
             await self._drop_task()
             return status
@@ -250,14 +280,14 @@ class SourceNode(source_node_pb2_grpc.SourceNodeServicer):
         """Migrates; a caller that goes away does not disturb it."""
         async with answering(context):
             await asyncio.to_thread(self._warm.wait)
-            running = await self._begin(request)
+            running = await self._begin(request, context.invocation_metadata())
             while True:
                 event = await running.events.queue.get()
                 yield event
                 if event.HasField("result"):
                     return
 
-    async def _begin(self, request: source_node_pb2.MigrateRequest) -> _Running:
+    async def _begin(self, request: source_node_pb2.MigrateRequest, metadata: Any) -> _Running:
         hosted = self._need_task()
         if self._migrating():
             raise WrongState(f"migration {hosted.migration_id} is under way; abort it first")
@@ -276,8 +306,16 @@ class SourceNode(source_node_pb2_grpc.SourceNodeServicer):
         clock: Clock = (
             WallClock() if spec.clock == "wall" else VirtualClock(hosted.execution.advance)
         )
-        events = _Events(hosted.migration_id, self._telemetry, hosted)
-        transport = GrpcTransport(request.destination, self._credentials, self._drill)
+        policy = build_policy(spec.policy, self._policies)
+        trace = self._tracing.migration(hosted.migration_id, metadata)
+        events = _Events(hosted.migration_id, self._telemetry, hosted, self._metrics, trace)
+        transport = GrpcTransport(
+            request.destination,
+            self._credentials,
+            self._drill,
+            Patience.of(spec.patience),
+            trace=trace.metadata,
+        )
         migration = Migration(
             migration_id=hosted.migration_id,
             spec=spec,
@@ -285,12 +323,13 @@ class SourceNode(source_node_pb2_grpc.SourceNodeServicer):
             execution=hosted.execution,
             ownership=hosted.ownership,
             transport=transport,
-            policy=build_policy(spec.policy, self._policies),
+            policy=policy,
             clock=clock,
             observer=events,
             reference=hosted.reference,
         )
-        self._running = running = _Running(migration, transport, events)
+        self._running = running = _Running(migration, transport, events, spec.clock)
+        self._metrics.began()
         task = hosted.request.spec
         self._telemetry.state(
             hosted.migration_id,
@@ -315,13 +354,31 @@ class SourceNode(source_node_pb2_grpc.SourceNodeServicer):
         except Exception as error:  # a fault of ours: say so instead of leaving the caller waiting
             outcome = running.migration.outcome
             outcome.error = f"internal error: {type(error).__name__}: {error}"
-            running.events.end(outcome)
+            self._end(running, outcome)
             raise
         finally:
             looking.cancel()
-        running.events.end(outcome)
+        self._end(running, outcome)
         if outcome.ownership is not Ownership.IN_DOUBT:
             await running.transport.close()
+
+    def _end(self, running: _Running, outcome: Outcome) -> None:
+        result = outcome.to_proto()
+        self._metrics.ended(
+            result,
+            clock=running.clock,
+            aborted=running.migration.abort_requested,
+            streams_broken=running.transport.streams_broken,
+        )
+        running.events.trace.end(
+            outcome.error,
+            verified=outcome.verified,
+            bytes_wire=result.bytes_wire,
+            pages_lost=result.pages_lost,
+            downtime_s=outcome.downtime.total_ns / NS,
+            ownership=outcome.ownership.name.lower(),
+        )
+        running.events.end(outcome)
 
     async def _look_on(self, running: _Running) -> None:
         """Tells now and then where the pages are, if anybody may read it."""
@@ -387,6 +444,8 @@ class SourceNode(source_node_pb2_grpc.SourceNodeServicer):
             running = self._running
             if running is None or request.migration_id != hosted.migration_id:
                 raise UnknownMigration(f"migration {request.migration_id!r} is not known here")
+            if self._migrating():
+                raise WrongState("the destination is still being asked; wait for the result")
             hosted.ownership.require(Ownership.IN_DOUBT)
             kind = source_node_pb2.SettleRequest
             if request.decision == kind.DECISION_KEEP:
@@ -400,6 +459,16 @@ class SourceNode(source_node_pb2_grpc.SourceNodeServicer):
             return outcome.to_proto()
 
     # -- small things
+
+    def _ownership(self) -> Ownership:
+        return Ownership.NONE if self._hosted is None else self._hosted.ownership.state
+
+    def _memory_bytes(self) -> int:
+        """0 without a task, and once it is the destination's."""
+        hosted = self._hosted
+        if hosted is None or hosted.ownership.state is Ownership.RELEASED:
+            return 0
+        return hosted.request.spec.memory
 
     def _need_task(self) -> HostedTask:
         if self._hosted is None:

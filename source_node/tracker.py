@@ -9,8 +9,9 @@ The kernel says it by soft-dirty bits, or with ``tracker = "uffd-wp"`` by userfa
 write-protection, which a written page has lost.
 
 Shared anonymous memory is not tracked by soft-dirty: a page-out drops the PTE and the bit with it,
-and other mappings write through PTEs of their own. As CRIU does by default (criu/shmem.c), every
-page of such an object is sent in every round, once per object.
+and other mappings write through PTEs of their own. So every page of such an object is sent in every
+round, once per object. (CRIU's pre-dumps leave it out unless CRIU_TRACK_SHMEM is set, and its dump
+has all of it: seen with 4.1.1 and 4.2.1, docs/criu.md.)
 
 Hugetlb memory is not tracked either, since clear_refs does not walk it. As CRIU does (its pre-dump
 leaves MAP_HUGETLB out), it is sent in full in the final round and in no other.

@@ -23,7 +23,7 @@ from livemigration.criu.born import vma_entry
 from livemigration.criu.errors import ImageError
 from livemigration.criu.load import DUMPED_ONLY
 from livemigration.criu.magic import MM_MAGIC, PAGEMAP_MAGIC
-from livemigration.criu.naming import LazyRanges, Naming, inside_ranges, model_pids
+from livemigration.criu.naming import LazyRanges, Naming, inside_ranges, model_pids, vma_pages
 from livemigration.criu.pagemap import listed_ranges
 from livemigration.criu.pb.mm_pb2 import MmEntry, VmaEntry
 from livemigration.criu.record_writer import image
@@ -38,7 +38,6 @@ from livemigration.criu.tables import (
 from livemigration.errors import DamagedFrame
 from livemigration.layout import AddressSpace
 from livemigration.packing import zero_pages
-from livemigration.snapshot import dumped
 from livemigration.task import Task
 from livemigration.v1 import common_pb2
 from mm_model import MAP_SHARED, PROT_EXEC, PROT_READ, PROT_WRITE, Vma
@@ -74,14 +73,15 @@ class CarriedImages:
             for file in sorted(folder.glob("*.img")):
                 if not _is_carried(file.name) or file.name in files:
                     continue
-                size += file.stat().st_size
+                data = read_file(file, "copy the whole directory again", MOST_BYTES)
+                size += len(data)
                 if size > MOST_BYTES:
                     raise ImageError(
                         folder,
                         f"more than {MOST_BYTES >> 20} MiB of images beside the pages",
                         "dump a program with fewer files, or without ghost files",
                     )
-                files[file.name] = read_file(file, "copy the whole directory again")
+                files[file.name] = data
         return cls(files)
 
     @classmethod
@@ -249,24 +249,22 @@ class _Describer:
         for vma in space.vmas:
             if not vma.name.endswith(DUMPED_ONLY):
                 continue
-            count = (vma.end - vma.start) // self.page_size
-            rows = mm.frames(vma.start, count)
             if vma.flags & MAP_SHARED:
+                rows = mm.frames(vma.start, (vma.end - vma.start) // self.page_size)
                 index = np.flatnonzero(rows > 0)
-                made = index[~zero_pages(machine.content, rows[index])]
+                index = index[~zero_pages(machine.content, rows[index])]
+                made = np.uint64(vma.start) + index.astype(np.uint64) * np.uint64(self.page_size)
             else:
                 if listed is None:
                     listed = listed_ranges(
                         self.carried.records(f"pagemap-{pid}.img", PAGEMAP_MAGIC), self.page_size
                     )
-                there = dumped(self.task, vma, mm.pagemap(vma.start, count), rows, ())
-                index = np.flatnonzero(there)
-                where = np.uint64(vma.start) + index.astype(np.uint64) * np.uint64(self.page_size)
-                made = index[~inside_ranges(where, *listed)]
+                where, _ = vma_pages(self.task, mm, vma, ())
+                made = where[~inside_ranges(where, *listed)]
             if made.size:
                 raise ImageError(
                     Path(f"mm-{pid}.img"),
-                    f"page {vma.start + int(made[0]) * self.page_size:#x} of "
+                    f"page {int(made[0]):#x} of "
                     f"{vma.name.removesuffix(DUMPED_ONLY)} was written in the model, which does "
                     "not have the file's bytes",
                     "choose a workload that stays out of file mappings",

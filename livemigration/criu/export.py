@@ -21,16 +21,23 @@ from numpy.typing import NDArray
 from livemigration.criu.born import born_naming
 from livemigration.criu.carried import CarriedImages, carried_naming
 from livemigration.criu.errors import ImageError
-from livemigration.criu.magic import INVENTORY_MAGIC, PRE_DUMP_SPLICE, STATS_MAGIC, PageFlags
-from livemigration.criu.naming import Naming
+from livemigration.criu.magic import (
+    INVENTORY_MAGIC,
+    PAGEMAP_MAGIC,
+    PRE_DUMP_SPLICE,
+    STATS_MAGIC,
+    PageFlags,
+)
+from livemigration.criu.naming import Naming, inside_ranges, vma_pages
 from livemigration.criu.page_writer import Bytes, Flavour, PageCounts, PageList, write_pages
+from livemigration.criu.pagemap import listed_ranges
 from livemigration.criu.pb.inventory_pb2 import InventoryEntry
 from livemigration.criu.pb.stats_pb2 import DumpStats, StatsEntry
 from livemigration.criu.record_writer import write_image
+from livemigration.criu.records import Records
 from livemigration.digest import gather_pages
 from livemigration.files import file_numbers
 from livemigration.layout import AddressSpace, describe
-from livemigration.snapshot import dumped
 from livemigration.task import Task
 from mm_model import MAP_SHARED, Machine
 
@@ -185,8 +192,27 @@ class _Exporter:
         return exported
 
     def _write(self, name: str, pages: PageList) -> PageCounts:
+        self._check_parent(name, pages)
         self.written += 1
         return write_pages(self.folder, name, self.written, pages, self.page_size, self.flavour)
+
+    def _check_parent(self, name: str, pages: PageList) -> None:
+        """Raises ImageError for a page that would be nowhere, as CRIU does for such a hole."""
+        wanted = pages.addresses[pages.flags == int(PageFlags.PARENT)]
+        if wanted.size == 0:
+            return
+        file = self.folder / "parent" / name
+        missing = wanted
+        if file.exists():
+            records = Records(file, PAGEMAP_MAGIC, "name the directory of the round before")
+            missing = wanted[~inside_ranges(wanted, *listed_ranges(records, self.page_size))]
+        if missing.size:
+            raise ImageError(
+                self.folder / name,
+                f"page {int(missing[0]):#x} is neither among the pages of the round nor in the "
+                "parent",
+                "a page that was never sent is lost: export what the rounds before had as well",
+            )
 
     def _process_pages(self, space: AddressSpace) -> PageList:
         """The pages of a process' own, without those of segments."""
@@ -197,15 +223,9 @@ class _Exporter:
         for vma in space.vmas:
             if vma.flags & MAP_SHARED:
                 continue
-            count = (vma.end - vma.start) // self.page_size
-            there = mm.frames(vma.start, count)
-            index = np.flatnonzero(
-                dumped(self.task, vma, mm.pagemap(vma.start, count), there, files)
-            )
-            addresses.append(
-                np.uint64(vma.start) + index.astype(np.uint64) * np.uint64(self.page_size)
-            )
-            rows.append(there[index])
+            where, found = vma_pages(self.task, mm, vma, files)
+            addresses.append(where)
+            rows.append(found)
         where = np.concatenate(addresses)
         if self.pages is None:
             here = np.ones(where.size, np.bool_)

@@ -24,6 +24,7 @@ from livemigration.criu.errors import ImageError
 from livemigration.criu.magic import VmaStatus
 from livemigration.criu.naming import model_pids
 from livemigration.criu.tables import ImageVma
+from livemigration.spec import LARGEST_MEMORY
 from livemigration.task import ROOT_PID, Task, TaskFile
 from mm_model import (
     MAP_ANONYMOUS,
@@ -38,6 +39,9 @@ from mm_model import (
     Mm,
     MmError,
 )
+
+MOST_MAPPED: Final = 16 * LARGEST_MEMORY
+"""Bytes of all mappings, most of which may never be touched."""
 
 _INSTALL_BYTES: Final = 16 << 20
 """Pages are read and installed in pieces, so that loading takes little memory of its own."""
@@ -87,6 +91,7 @@ def _load(machine: Machine, images: ImageDirectory) -> tuple[dict[int, Mm], dict
             f"pages of {images.page_size} bytes, but the machine has pages of {machine.page_size}",
             f"set page_size = {images.page_size}",
         )
+    _check_sizes(images)
     try:
         objects = {
             shmid: machine.create_shared(
@@ -106,6 +111,23 @@ def _load(machine: Machine, images: ImageDirectory) -> tuple[dict[int, Mm], dict
             "give the machine more memory, or dump a smaller program",
         ) from error
     return spaces, objects
+
+
+def _check_sizes(images: ImageDirectory) -> None:
+    """Raises ImageError for mappings and segments that only a table of their pages would fill."""
+    mapped = sum(
+        vma.end - vma.start
+        for process in images.processes
+        for vma in process.vmas
+        if not vma.is_kernel_data
+    )
+    shared = sum(segment.size for segment in images.shared.values())
+    if mapped > MOST_MAPPED or shared > LARGEST_MEMORY:
+        raise ImageError(
+            images.path,
+            f"the model cannot hold it: mappings of {mapped} bytes, shared memory of {shared}",
+            "dump a smaller program",
+        )
 
 
 def _make_space(machine: Machine, process: ImageProcess, objects: dict[int, int]) -> Mm:
@@ -133,11 +155,13 @@ def _map(machine: Machine, mm: Mm, vma: ImageVma, objects: dict[int, int]) -> No
         flags = MAP_SHARED  # of an object of its own
     else:
         flags = MAP_PRIVATE | vma.flags & MAP_GROWSDOWN
+    if not vma.is_of_memfd:
+        flags |= MAP_ANONYMOUS
     mm.mmap(
         vma.start,
         vma.end - vma.start,
         vma.prot & (PROT_READ | PROT_WRITE | PROT_EXEC),
-        flags | MAP_ANONYMOUS | MAP_FIXED,
+        flags | MAP_FIXED,
         shared_id=shared_id,
         pgoff=pgoff,
         name=_name(vma),

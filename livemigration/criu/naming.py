@@ -8,8 +8,8 @@ tools ask for them (`born`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -17,11 +17,14 @@ from numpy.typing import NDArray
 
 from livemigration.criu.magic import VmaStatus
 from livemigration.criu.pb.mm_pb2 import VmaEntry
-from mm_model import MAP_ANONYMOUS, MAP_HUGETLB, MAP_LOCKED, MAP_PRIVATE
+from livemigration.snapshot import dumped
+from livemigration.task import Task
+from mm_model import MAP_ANONYMOUS, MAP_HUGETLB, MAP_LOCKED, MAP_PRIVATE, Mm, Vma
 
 U64 = NDArray[np.uint64]
 Bools = NDArray[np.bool_]
 
+_PIECE_PAGES: Final = 1 << 20
 _NEVER_LAZY: Final = VmaStatus.VDSO | VmaStatus.VVAR | VmaStatus.VSYSCALL
 
 
@@ -68,6 +71,29 @@ def inside_ranges(addresses: U64, starts: U64, ends: U64) -> Bools:
         return np.zeros(addresses.size, np.bool_)
     index = np.searchsorted(starts, addresses, side="right") - 1
     return (index >= 0) & (addresses < ends[np.maximum(index, 0)])
+
+
+def vma_pages(task: Task, mm: Mm, vma: Vma, files: Container[int]) -> tuple[U64, NDArray[np.int64]]:
+    """The pages of a private mapping that a dump has: addresses u64[n] and content rows i64[n].
+
+    A large mapping is looked at piece by piece: most of it may be nothing.
+    """
+    page_size = task.machine.page_size
+    addresses: list[U64] = [np.zeros(0, np.uint64)]
+    rows: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
+    for start in range(vma.start, vma.end, _PIECE_PAGES * page_size):
+        piece = replace(
+            vma,
+            start=start,
+            end=min(vma.end, start + _PIECE_PAGES * page_size),
+            pgoff=vma.pgoff + (start - vma.start) // page_size,
+        )
+        count = (piece.end - start) // page_size
+        there = mm.frames(start, count)
+        index = np.flatnonzero(dumped(task, piece, mm.pagemap(start, count), there, files))
+        addresses.append(np.uint64(start) + index.astype(np.uint64) * np.uint64(page_size))
+        rows.append(there[index])
+    return np.concatenate(addresses), np.concatenate(rows)
 
 
 def _can_be_lazy(vma: VmaEntry) -> bool:

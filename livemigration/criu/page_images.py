@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import struct
+from array import array
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from livemigration.criu.records import Records
 
 _U32: Final = struct.Struct("<I")
 _MOST_COMPAT: Final = (1 << 32) - 1
+_MOST_END: Final = (1 << 64) - 1
 _DUMP_AGAIN: Final = "dump again"
 
 
@@ -35,33 +37,40 @@ class CountField(Enum):
     LONG = "4.2"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class PageRanges:
-    """The pages that a pagemap lists, as ascending ranges; `starts` and `ends` in bytes."""
+    """The pages that a pagemap lists, as ascending ranges; `starts` and `ends` in bytes.
 
-    starts: tuple[int, ...]
-    ends: tuple[int, ...]
+    Compact arrays: whoever sent the pagemap may have cut it into very many entries.
+    """
+
+    starts: array[int]
+    ends: array[int]
 
     @classmethod
     def of(cls, pagemap: Path, page_size: int) -> PageRanges:
-        """The ranges of a pagemap file, wherever their bytes are. Raises ImageError."""
+        """The pages of a pagemap file whose bytes are there or further up. Raises ImageError."""
         records = Records(
             pagemap, PAGEMAP_MAGIC, "give the directory that the parent link leads to"
         )
         records.first(PagemapHead)
-        starts: list[int] = []
-        ends: list[int] = []
+        starts, ends = array("Q"), array("Q")
+        last = 0
         for entry in records.rest(PagemapEntry):
             start = records.required(entry, "vaddr")
             count = entry.nr_pages if entry.HasField("nr_pages") else entry.compat_nr_pages
-            if ends and start < ends[-1]:
+            end = start + count * page_size
+            if start < last or end > _MOST_END:
                 raise ImageError(pagemap, f"pages at {start:#x} are out of order", _DUMP_AGAIN)
+            last = end
+            if entry.flags == PageFlags.LAZY:
+                continue  # stayed with the process
             if ends and start == ends[-1]:
-                ends[-1] += count * page_size
+                ends[-1] = end
             else:
                 starts.append(start)
-                ends.append(start + count * page_size)
-        return cls(tuple(starts), tuple(ends))
+                ends.append(end)
+        return cls(starts, ends)
 
     def covers(self, start: int, end: int) -> bool:
         """Whether all pages from `start` to `end` are listed."""
@@ -95,6 +104,7 @@ class PageImage:
         self.page_size = page_size
         self.pages = 0
         self.holes = 0
+        self.entries = 0
         self.end = 0
         """Where the last entry ends: the next one must not begin before."""
         self._count_field = count_field
@@ -161,6 +171,7 @@ class PageImage:
         if self._entry is None:
             return
         start, pages, flags = self._entry
+        self.entries += 1
         entry = PagemapEntry(vaddr=start, flags=int(flags))
         if self._count_field is not CountField.LONG and pages <= _MOST_COMPAT:
             entry.compat_nr_pages = pages

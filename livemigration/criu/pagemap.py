@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 from livemigration.criu.errors import ImageError
 from livemigration.criu.magic import PAGEMAP_MAGIC, PageFlags
 from livemigration.criu.pb.pagemap_pb2 import PagemapEntry, PagemapHead
-from livemigration.criu.records import Records
+from livemigration.criu.records import Records, check_regular
+from livemigration.spec import LARGEST_MEMORY
 
 U64 = NDArray[np.uint64]
 I64 = NDArray[np.int64]
 
 _KNOWN_FLAGS: Final = int(PageFlags.PARENT | PageFlags.LAZY | PageFlags.PRESENT)
-LONGEST_CHAIN: Final = 1000
 _NOT_ONE_DUMP: Final = "pagemap and pages files must come from one dump: copy both again"
 
 
@@ -108,12 +108,10 @@ def read_page_set(directory: Path, name: str, page_size: int) -> PageSet:
     Raises ImageError if the pages are not all there.
     """
     chain = [directory]
+    ends = ChainEnd(directory)
     while _needs_parent(chain[-1] / name):
         chain.append(_parent_of(chain[-1], name))
-        if len(chain) > LONGEST_CHAIN:
-            raise ImageError(
-                directory / "parent", "the chain of parents has no end", "mend the symlinks"
-            )
+        ends.check(chain[-1])
     pages = None
     for folder in reversed(chain):
         pages = _read_level(folder / name, page_size, pages)
@@ -162,13 +160,32 @@ def parent_folder(directory: Path) -> Path | None:
 def chain_of(directory: Path) -> list[Path]:
     """A directory and its parents, nearest first. Raises ImageError if the chain is broken."""
     chain = [directory]
+    ends = ChainEnd(directory)
     while (parent := parent_folder(chain[-1])) is not None:
+        ends.check(parent)
         chain.append(parent)
-        if len(chain) > LONGEST_CHAIN:
-            raise ImageError(
-                directory / "parent", "the chain of parents has no end", "mend the symlinks"
-            )
     return chain
+
+
+class ChainEnd:
+    """Finds out that a chain of parents comes back to where it was."""
+
+    def __init__(self, first: Path) -> None:
+        self.first = first
+        self.seen = {_identity(first)}
+
+    def check(self, parent: Path) -> None:
+        """One more directory of the chain. Raises ImageError if it was there before."""
+        if _identity(parent) in self.seen:
+            raise ImageError(
+                self.first / "parent", "the chain of parents has no end", "mend the symlinks"
+            )
+        self.seen.add(_identity(parent))
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    found = folder.stat()
+    return found.st_dev, found.st_ino
 
 
 def read_pagemap(file: Path, page_size: int) -> tuple[int, PagemapRuns]:
@@ -201,6 +218,13 @@ def _read_level(file: Path, page_size: int, parent: PageSet | None) -> PageSet:
     pages_id = records.required(records.first(PagemapHead), "pages_id")
     pages_file = file.parent / f"pages-{pages_id}.img"
     starts, counts, present = _ranges(records, page_size)
+    listed = sum(c for c, here in zip(counts, present, strict=True) if here) * page_size
+    if listed > LARGEST_MEMORY:  # a file of holes can be as long as it likes
+        raise ImageError(
+            file,
+            f"lists pages of {listed} bytes, and no task has more than {LARGEST_MEMORY}",
+            "dump a smaller program",
+        )
     _check_pages_file(
         pages_file, sum(c for c, here in zip(counts, present, strict=True) if here), page_size
     )
@@ -313,7 +337,7 @@ def _bytes_are_here(file: Path, start: int, flags: int) -> bool:
 
 def _check_pages_file(file: Path, pages: int, page_size: int) -> None:
     try:
-        size = file.stat().st_size
+        size = check_regular(file)
     except FileNotFoundError:
         if pages == 0:
             return  # nothing new since the parent

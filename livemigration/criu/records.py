@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,14 +19,31 @@ _U32: Final = struct.Struct("<I")
 _DUMP_AGAIN: Final = "dump again, or copy the whole directory again"
 
 
-def read_file(file: Path, advice: str) -> bytes:
+MOST_BYTES: Final = 512 << 20
+"""No image beside the raw pages is larger: a pagemap of 64 GiB of which every second page is there
+takes less."""
+
+
+def read_file(file: Path, advice: str, most: int = MOST_BYTES) -> bytes:
     """All bytes of a file. Raises ImageError, with `advice` if there is no such file."""
     try:
+        size = check_regular(file)
+        if size > most:
+            raise ImageError(file, f"{size} bytes are too many for such an image", _DUMP_AGAIN)
         return file.read_bytes()
     except FileNotFoundError:
         raise ImageError(file, "no such file", advice) from None
     except OSError as error:
         raise ImageError(file, error.strerror or str(error), "make it readable") from None
+
+
+def check_regular(file: Path) -> int:
+    """A file's size; ImageError if it is another thing, which may never end. Raises OSError."""
+    found = file.stat()
+    if stat.S_ISREG(found.st_mode):
+        return found.st_size
+    what = "Is a directory" if stat.S_ISDIR(found.st_mode) else "is no regular file"
+    raise ImageError(file, what, _DUMP_AGAIN)
 
 
 class Records:

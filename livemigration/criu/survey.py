@@ -20,7 +20,7 @@ from livemigration.criu.errors import ImageError
 from livemigration.criu.intervals import PageRanges
 from livemigration.criu.magic import AT_PAGESZ, INVENTORY_MAGIC, STATS_MAGIC, PageFlags
 from livemigration.criu.pagemap import (
-    LONGEST_CHAIN,
+    ChainEnd,
     PagemapRuns,
     chain_of,
     parent_folder,
@@ -263,7 +263,8 @@ class _Surveyor:
         listed = PageRanges.none()
         resolved = 0
         folder: Path | None = start
-        while folder is not None and len(levels) < LONGEST_CHAIN:
+        ends = ChainEnd(start)
+        while folder is not None:
             file = folder / name
             if not file.exists():
                 break
@@ -294,6 +295,8 @@ class _Surveyor:
                 break
             try:
                 folder = parent_folder(folder)
+                if folder is not None:
+                    ends.check(folder)
             except ImageError:
                 break  # noted with the chain; whose pages it has is told below
         if wanted is not None and wanted.pages:

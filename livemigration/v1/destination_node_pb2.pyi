@@ -71,6 +71,7 @@ class MigrationStatus(_message.Message):
     RECOVERED_FIELD_NUMBER: _builtins.int
     RESTORE_NS_FIELD_NUMBER: _builtins.int
     POST_COPY_FIELD_NUMBER: _builtins.int
+    STORE_ID_FIELD_NUMBER: _builtins.int
     migration_id: _builtins.str
     ownership: _common_pb2.OwnershipState.ValueType
     sequence: _builtins.int
@@ -81,6 +82,8 @@ class MigrationStatus(_message.Message):
     recovered: _builtins.bool
     """taken up again from the state directory"""
     restore_ns: _builtins.int
+    store_id: _builtins.str
+    """as in HostDescription: where this host keeps its tasks"""
     @_builtins.property
     def post_copy(self) -> _common_pb2.PostCopyRecord:
         """a task that was taken over by post-copy: how it is now"""
@@ -96,10 +99,11 @@ class MigrationStatus(_message.Message):
         recovered: _builtins.bool = ...,
         restore_ns: _builtins.int = ...,
         post_copy: _common_pb2.PostCopyRecord | None = ...,
+        store_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["post_copy", b"post_copy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "migration_id", b"migration_id", "ownership", b"ownership", "post_copy", b"post_copy", "recovered", b"recovered", "restore_ns", b"restore_ns", "resume_ns", b"resume_ns", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "migration_id", b"migration_id", "ownership", b"ownership", "post_copy", b"post_copy", "recovered", b"recovered", "restore_ns", b"restore_ns", "resume_ns", b"resume_ns", "sequence", b"sequence", "store_id", b"store_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -285,18 +289,22 @@ class CommitRequest(_message.Message):
 
     MIGRATION_ID_FIELD_NUMBER: _builtins.int
     MEMORY_DIGEST_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
     migration_id: _builtins.str
     memory_digest: _builtins.str
     """what the source expects to be committed"""
+    incarnation: _builtins.str
+    """of the process that got the pages; another one does not know it"""
     def __init__(
         self,
         *,
         migration_id: _builtins.str = ...,
         memory_digest: _builtins.str = ...,
+        incarnation: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory_digest", b"memory_digest", "migration_id", b"migration_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "memory_digest", b"memory_digest", "migration_id", b"migration_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

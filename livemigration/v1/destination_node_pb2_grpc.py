@@ -145,14 +145,17 @@ class DestinationNodeServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Commit(self, request, context):
-        """Takes the task over. Only a verified migration can be committed; idempotent.
+        """Takes the task over. Only a verified migration can be committed; idempotent. One that is refused
+        is aborted for good.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Abort(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Forgets the task for good, unless it is this host's: the answer says which, and NONE for one that
+        is not known here.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')

@@ -49,8 +49,13 @@ class DestinationNodeStub:
     ReadBack: _grpc.UnaryStreamMultiCallable[_destination_node_pb2.ReadBackRequest, _destination_node_pb2.MemoryChunk]
     """The rebuilt memory itself, for a comparison of the bytes at the source."""
     Commit: _grpc.UnaryUnaryMultiCallable[_destination_node_pb2.CommitRequest, _destination_node_pb2.MigrationStatus]
-    """Takes the task over. Only a verified migration can be committed; idempotent."""
+    """Takes the task over. Only a verified migration can be committed; idempotent. One that is refused
+    is aborted for good.
+    """
     Abort: _grpc.UnaryUnaryMultiCallable[_destination_node_pb2.AbortRequest, _destination_node_pb2.MigrationStatus]
+    """Forgets the task for good, unless it is this host's: the answer says which, and NONE for one that
+    is not known here.
+    """
     GetMigration: _grpc.UnaryUnaryMultiCallable[_destination_node_pb2.GetMigrationRequest, _destination_node_pb2.MigrationStatus]
     Continue: _grpc.UnaryUnaryMultiCallable[_destination_node_pb2.ContinueRequest, _destination_node_pb2.ContinueReply]
     """Lets the workload go on until the given workload time, then reports the memory's digest."""
@@ -79,8 +84,13 @@ class DestinationNodeAsyncStub(DestinationNodeStub):
     ReadBack: _aio.UnaryStreamMultiCallable[_destination_node_pb2.ReadBackRequest, _destination_node_pb2.MemoryChunk]  # type: ignore[assignment]
     """The rebuilt memory itself, for a comparison of the bytes at the source."""
     Commit: _aio.UnaryUnaryMultiCallable[_destination_node_pb2.CommitRequest, _destination_node_pb2.MigrationStatus]  # type: ignore[assignment]
-    """Takes the task over. Only a verified migration can be committed; idempotent."""
+    """Takes the task over. Only a verified migration can be committed; idempotent. One that is refused
+    is aborted for good.
+    """
     Abort: _aio.UnaryUnaryMultiCallable[_destination_node_pb2.AbortRequest, _destination_node_pb2.MigrationStatus]  # type: ignore[assignment]
+    """Forgets the task for good, unless it is this host's: the answer says which, and NONE for one that
+    is not known here.
+    """
     GetMigration: _aio.UnaryUnaryMultiCallable[_destination_node_pb2.GetMigrationRequest, _destination_node_pb2.MigrationStatus]  # type: ignore[assignment]
     Continue: _aio.UnaryUnaryMultiCallable[_destination_node_pb2.ContinueRequest, _destination_node_pb2.ContinueReply]  # type: ignore[assignment]
     """Lets the workload go on until the given workload time, then reports the memory's digest."""
@@ -148,14 +158,19 @@ class DestinationNodeServicer(metaclass=_abc_1.ABCMeta):
         request: _destination_node_pb2.CommitRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_destination_node_pb2.MigrationStatus, _abc.Awaitable[_destination_node_pb2.MigrationStatus]]:
-        """Takes the task over. Only a verified migration can be committed; idempotent."""
+        """Takes the task over. Only a verified migration can be committed; idempotent. One that is refused
+        is aborted for good.
+        """
 
     @_abc_1.abstractmethod
     def Abort(
         self,
         request: _destination_node_pb2.AbortRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_destination_node_pb2.MigrationStatus, _abc.Awaitable[_destination_node_pb2.MigrationStatus]]: ...
+    ) -> _typing.Union[_destination_node_pb2.MigrationStatus, _abc.Awaitable[_destination_node_pb2.MigrationStatus]]:
+        """Forgets the task for good, unless it is this host's: the answer says which, and NONE for one that
+        is not known here.
+        """
 
     @_abc_1.abstractmethod
     def GetMigration(

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from livemigration.criu.born import born_naming
+from livemigration.criu.dedup import dedup
 from livemigration.criu.magic import INVENTORY_MAGIC, STATS_MAGIC
 from livemigration.criu.page_server.channel import Channel
 from livemigration.criu.page_server.endpoint import connect
@@ -44,7 +45,7 @@ from source_node.criu_plan import Part, plan
 from source_node.tracker import RoundScan
 
 _PATIENCE_S = 60.0
-_CONNECT_S = 5.0
+_CONNECT_S = 1.0
 
 
 @contextmanager
@@ -73,11 +74,18 @@ class Dump:
     timing: Timing = field(default_factory=Timing)
     counts: PageCounts = field(default_factory=PageCounts)
     _scan: RoundScan = field(default_factory=RoundScan)
+    _parent: Path | None = None
+    _sink: PageSink | None = None
 
     @property
     def tracks(self) -> bool:
         """Whether soft-dirty bits are cleared, for a dump that is to follow."""
         return self.request.track_mem or not self.final
+
+    async def prepare(self, stack: ExitStack) -> None:
+        """Finds the parent and where pages go, while the task still runs."""
+        self._parent = self._find_parent()
+        self._sink = await asyncio.to_thread(self._open_sink, stack)
 
     async def freeze(self) -> None:
         """Stops the task."""
@@ -92,33 +100,28 @@ class Dump:
     async def write(self) -> None:
         """Pages, and in the end all else. The task is frozen; a pre-dump lets it go on."""
         task, request = self.task, self.request
+        self.journal.info(f"Dumping pages of task {task.pid} (tracking: {self.tracks})")
+        if self.tracks:
+            task.last = None  # what is left out of this dump is lost if it fails from here on
+        holes = self._parent is not None and self.tracks
         began = time.monotonic_ns()
-        parent = self._parent()
-        with ExitStack() as stack:
-            sink = await asyncio.to_thread(self._open_sink, stack, parent)
-            self.journal.info(f"Dumping pages of task {task.pid} (tracking: {self.tracks})")
-            last, task.last = task.last, None  # what is left out of this dump may be lost by then
-            if not self.tracks:
-                task.last = last
-            holes = parent is not None and self.tracks
-            self._scan = await task.scan(first=not holes, final=self.final, reset=self.tracks)
-            cost = task.costs.scan_ns(self._scan.scanned)
-            cost += task.costs.clear_ns(self._scan.present) if self.tracks else 0
-            self.timing.memdump = self._took(began, cost)
-            self._name_new_processes()
-            if not self.final:
-                self.timing.frozen = self.timing.freezing + self.timing.memdump
-                task.thaw()
-            began = time.monotonic_ns()
-            await self._write_pages(sink, holes=holes)
-            size = (self.counts.written + self.counts.shared_written) * task.spec.page_size
-            self.timing.memwrite = self._took(began, task.costs.copy_ns(size))
-            if self.final:
-                self.timing.frozen = (
-                    self.timing.freezing + self.timing.memdump + self.timing.memwrite
-                )
-            if isinstance(sink, Sender):
-                await asyncio.to_thread(sink.finish)
+        self._scan = await task.scan(first=not holes, final=self.final, reset=self.tracks)
+        cost = task.costs.scan_ns(self._scan.scanned)
+        cost += task.costs.clear_ns(self._scan.present) if self.tracks else 0
+        self.timing.memdump = self._took(began, cost)
+        self._name_new_processes()
+        self.timing.frozen = self.timing.freezing + self.timing.memdump
+        if not self.final:
+            task.thaw()
+        began = time.monotonic_ns()
+        await self._write_pages(holes=holes)
+        size = (self.counts.written + self.counts.shared_written) * task.spec.page_size
+        self.timing.memwrite = self._took(began, task.costs.copy_ns(size))
+        if self.final:
+            self.timing.frozen += self.timing.memwrite
+        if request.auto_dedup and self._parent is not None and request.page_server is None:
+            # What this dump has is never looked up in its parents again.
+            await asyncio.to_thread(dedup, request.images, task.spec.page_size)
         await asyncio.to_thread(self._write_others)
         if self.tracks:
             task.last = Directory.of(request.images)
@@ -128,11 +131,11 @@ class Dump:
 
     # -- where pages go
 
-    def _open_sink(self, stack: ExitStack, parent: Path | None) -> PageSink:
+    def _open_sink(self, stack: ExitStack) -> PageSink:
         server = self.request.page_server
         page_size = self.task.spec.page_size
         if server is None:
-            return stack.enter_context(DirectorySink(self.request.images, parent, page_size))
+            return stack.enter_context(DirectorySink(self.request.images, self._parent, page_size))
         if server.fd >= 0:
             channel = Channel(borrowed_socket(server.pid, server.fd), _PATIENCE_S)
         else:
@@ -141,8 +144,9 @@ class Dump:
         self.journal.info("Connected to the page server")
         return stack.enter_context(Sender(channel, DIALECTS[self.dialect], page_size))
 
-    async def _write_pages(self, sink: PageSink, *, holes: bool) -> None:
-        task = self.task
+    async def _write_pages(self, *, holes: bool) -> None:
+        task, sink = self.task, self._sink
+        assert sink is not None
         parts = await asyncio.to_thread(self._parts)
 
         def copied(size: int) -> None:
@@ -154,6 +158,7 @@ class Dump:
             await asyncio.to_thread(
                 write_pages, task, part, sink, self.counts, holes=holes, copied=copied
             )
+        await asyncio.to_thread(sink.finish)
 
     def _parts(self) -> list[Part]:
         """The images of pages. The task's files are memfds, whose content is dumped whole."""
@@ -171,7 +176,7 @@ class Dump:
 
     # -- parents
 
-    def _parent(self) -> Path | None:
+    def _find_parent(self) -> Path | None:
         """The parent directory, with the link to it made. Raises RpcFailure."""
         if not self.request.parent:
             return None

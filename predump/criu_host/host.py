@@ -12,7 +12,7 @@ import errno
 import logging
 import os
 import signal
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -219,7 +219,8 @@ class SimulatedHost:
         async with task.busy:
             self._still_there(task)
             dump = Dump(task, request, journal, final=False, dialect=self.config.dialect)
-            with failures("pre-dump"):
+            with failures("pre-dump"), ExitStack() as stack:
+                await dump.prepare(stack)
                 await dump.freeze()
                 try:
                     await dump.write()
@@ -236,7 +237,8 @@ class SimulatedHost:
             await notify.reached("pre-dump")
             dump = Dump(task, request, journal, final=True, dialect=self.config.dialect)
             own_net = task.own_net or request.has_net
-            with failures("dump"):
+            with failures("dump"), ExitStack() as stack:
+                await dump.prepare(stack)
                 await dump.freeze()
                 try:
                     if own_net:
@@ -265,6 +267,8 @@ class SimulatedHost:
         """See `livemigration.criu.rpc.host.Host`."""
         if request.lazy_pages:
             raise RpcFailure("lazy pages are not there for simulated tasks", errno.ENOTSUP)
+        if request.auto_dedup:
+            journal.warning("auto_dedup: the images stay whole, since they may be restored again")
         await notify.reached("pre-restore")
         began = asyncio.get_running_loop().time()
         with failures("restore"):
@@ -335,8 +339,9 @@ class SimulatedHost:
         """See `livemigration.criu.rpc.host.Host`."""
         if control.start:
             try:
-                overrides = [parse_override(text) for text in control.set]
-                scenario = await asyncio.to_thread(load_scenario, control.start, overrides)
+                overrides = [parse_override(os.fsdecode(text)) for text in control.set]
+                file = os.fsdecode(control.start)
+                scenario = await asyncio.to_thread(load_scenario, file, overrides)
                 await self.start(scenario, control.pid)
             except (ScenarioError, OverrideError) as error:
                 raise RpcFailure(str(error), errno.EINVAL) from error

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from livemigration.criu.dedup import dedup
 from livemigration.criu.page_server.channel import Channel
 from livemigration.criu.page_server.checkpoint import Checkpoint
 from livemigration.criu.page_server.endpoint import accept, listen
@@ -36,6 +37,7 @@ class PageServer:
     pid: int
     port: int
     folder: Path
+    auto_dedup: bool
     listening: socket.socket | None
     channel: Channel | None = None
     ended: asyncio.Event = field(default_factory=asyncio.Event)
@@ -45,6 +47,7 @@ class PageServer:
 
     def close(self) -> None:
         """Ends it, whatever it does: closing alone would not wake a thread that waits."""
+        self.why = "ended before its client came or was done"
         with suppress(OSError):
             if self.listening is not None:
                 self.listening.shutdown(socket.SHUT_RDWR)
@@ -60,7 +63,7 @@ def open_page_server(pid: int, request: Request) -> PageServer:
     folder = Path(os.path.realpath(request.images))
     if asked is not None and asked.fd >= 0:
         channel = Channel(borrowed_socket(asked.pid, asked.fd), _PATIENCE_S)
-        return PageServer(pid, 0, folder, None, channel)
+        return PageServer(pid, 0, folder, request.auto_dedup, None, channel)
     address = asked.address if asked is not None and asked.address else "0.0.0.0"
     port = asked.port if asked is not None else 0
     host = f"[{address}]" if ":" in address else address
@@ -68,7 +71,8 @@ def open_page_server(pid: int, request: Request) -> PageServer:
         listening = listen(f"{host}:{port}")
     except CannotListen as error:
         raise RpcFailure(str(error)) from error
-    return PageServer(pid, listening.getsockname()[1], folder, listening)
+    port = listening.getsockname()[1]
+    return PageServer(pid, port, folder, request.auto_dedup, listening)
 
 
 async def serve(server: PageServer, parent: str, page_size: int) -> None:
@@ -79,9 +83,8 @@ async def serve(server: PageServer, parent: str, page_size: int) -> None:
         try:
             await loop.run_in_executor(pool, _serve, server, parent, page_size)
         except (MigrationError, OSError) as error:
-            server.status, server.why = FAILED, str(error)
+            server.status, server.why = FAILED, server.why or str(error)
         finally:
-            server.close()
             for opened in (server.listening, server.channel):
                 if opened is not None:
                     opened.close()
@@ -103,4 +106,6 @@ def _serve(server: PageServer, parent: str, page_size: int) -> None:
     with server.channel as channel, Receiver(channel, begin) as receiver:
         if not receiver.run():
             raise MigrationError("the client went away without a dump")
-        receiver.confirm()
+        if server.auto_dedup and parent:
+            dedup(folder, page_size)
+        receiver.confirm(lent=server.listening is None)

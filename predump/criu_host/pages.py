@@ -51,6 +51,10 @@ class PageSink(Protocol):
         """Ranges in ascending order, and the bytes of those that are present."""
         ...
 
+    def finish(self) -> None:
+        """All was added, and is there when this returns."""
+        ...
+
 
 class DirectorySink:
     """Pages into a directory of images. Leaving the context closes the files."""
@@ -102,6 +106,10 @@ class DirectorySink:
                     "give the directory of this task's last dump as the parent",
                 )
             self._image.in_parent(start, count)
+
+    def finish(self) -> None:
+        """See `PageSink`."""
+        self.close()
 
     def close(self) -> None:
         """All of the image that is open was added."""

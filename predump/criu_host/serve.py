@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from livemigration.criu.rpc.service import serving
+from livemigration.criu.rpc.service import MOST_CONNECTIONS, serving
+from livemigration.units import format_size
 from predump.criu_host.host import HostConfig, SimulatedHost
 from predump.scenario import Scenario
 
@@ -24,13 +26,16 @@ async def serve_host(
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    # A client whose page server does not answer must not keep the others waiting.
+    loop.set_default_executor(ThreadPoolExecutor(MOST_CONNECTIONS))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     host = SimulatedHost(config)
     try:
         for scenario, pid in scenarios:
             task = await host.start(scenario, pid)
-            say(f"task {task.pid}: {task.name}, {task.spec.memory >> 20} MiB, {task.clock} clock")
+            size = format_size(task.spec.memory)
+            say(f"task {task.pid}: {task.name}, {size}, {task.clock} clock")
         async with serving(socket, host):
             say(f"predump criu service listening on {socket}")
             await stop.wait()

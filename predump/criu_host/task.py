@@ -110,6 +110,7 @@ class SimulatedTask:
     async def end(self, status: int) -> None:
         """The task is no more; its memory is given back."""
         await self.execution.close()
-        self.task.release()
+        with self.execution.lock:  # a dump that was broken off may still look at it
+            self.task.release()
         self.status = status
         self.ended.set()

@@ -35,6 +35,7 @@ Usage:
   criu restore [<options>]
   criu check [--feature FEAT]
   criu page-server [<options>]
+  criu dedup -D DIR
 
 This is Predump's criu: its tasks are simulated, by the service whose socket {SOCKET_VARIABLE}
 names (`predump criu service`). It takes the options of CRIU 4.2.
@@ -97,6 +98,8 @@ def _run(given: Arguments) -> int:
             return _on_a_task(given)
         case "page-server":
             return _page_server(given)
+        case "dedup":
+            return _dedup(given)
         case "service":
             raise ShimError("simulated tasks are served by `predump criu service --socket PATH`")
         case _:
@@ -270,6 +273,22 @@ def _page_server(given: Arguments) -> int:
             return 0
         with connect() as waiting:
             return _waited(waiting, answer.ps.pid)
+
+
+def _dedup(given: Arguments) -> int:
+    # These bring NumPy along, which other commands need not wait for.
+    from livemigration.criu.dedup import dedup
+    from livemigration.criu.survey import survey
+    from livemigration.errors import MigrationError
+
+    folder = Path(given.value("images-dir", "."))
+    if not (folder / "parent").exists():
+        return 0  # nothing that it could have twice
+    try:
+        dedup(folder, survey(folder, None, None).page_size)
+    except MigrationError as error:
+        raise ShimError(str(error)) from error
+    return 0
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import grpc
+import grpc.aio
 import pytest
 
 from livemigration.channel import open_channel
@@ -81,16 +83,19 @@ async def _until_owner_is_known(phase: str) -> tuple[Any, Any]:
     ):
         stub = source_node_pb2_grpc.SourceNodeStub(channel)
         spec, migration = source_node_pb2.StartTaskRequest(clock="virtual"), None
-        spec.spec.update(_scenario().task.to_struct())
+        scenario = _scenario("patience.reconnect=500ms", "patience.settle=1s")
+        spec.spec.update(scenario.task.to_struct())
         await stub.StartTask(spec)
         request = source_node_pb2.MigrateRequest(destination=hosts.dest.address)
-        request.spec.update(_scenario().migration.to_struct())
+        request.spec.update(scenario.migration.to_struct())
         async for event in stub.Migrate(request):
             if event.HasField("result"):
                 migration = event.result
         task = await stub.GetTask(source_node_pb2.GetTaskRequest())
         if phase == "before-commit":
             assert not task.running
+            with pytest.raises(grpc.aio.AioRpcError, match="in doubt, with all its memory"):
+                await stub.StopTask(source_node_pb2.StopTaskRequest())
             # The operator knows that the other host will never run it.
             kept = await stub.Settle(
                 source_node_pb2.SettleRequest(

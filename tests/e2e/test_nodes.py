@@ -147,7 +147,7 @@ async def test_commit_without_verification_is_refused() -> None:
         request = destination_node_pb2.CommitRequest(migration_id="early", memory_digest="00")
         code, text = await _refused(n.dest.Commit(request))
         assert code is grpc.StatusCode.FAILED_PRECONDITION
-        assert "not verified" in text
+        assert "receiving here and cannot be taken over" in text
 
 
 async def test_an_aborted_migration_leaves_the_task_running_here_and_can_be_tried_again() -> None:

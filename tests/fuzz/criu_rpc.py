@@ -22,6 +22,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -31,11 +32,13 @@ from google.protobuf.message import DecodeError, Message
 
 from livemigration.criu.pb import rpc_pb2
 from livemigration.criu.rpc.client import RpcClient, RpcError
-from livemigration.criu.rpc.service import serving
+from livemigration.criu.rpc.service import MOST_CONNECTIONS, serving
 from predump.criu_host.host import SimulatedHost
 
 PID = 4711
 PATIENCE_S = 30.0
+MOST_SENT = 150_000
+"""What a socket's buffer takes; the kernel refuses longer messages before anybody sees them."""
 MOST_GROWTH = 128 << 20
 MOST_DESCRIPTORS = 8
 """More than before a case: sockets and files of the interpreter's own that come and go."""
@@ -73,6 +76,8 @@ def served(folder: Path) -> Iterator[Path]:
     ready, stop = threading.Event(), threading.Event()
 
     async def serve() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(MOST_CONNECTIONS))
         host = SimulatedHost()
         async with serving(path, host):
             ready.set()
@@ -147,9 +152,9 @@ class Fuzzer:
                 client.send(message + bytes(rng.choice((300_000, 100_000))))
                 return
         if rng.random() < 0.05:
-            socket.send_fds(client, [message or b"x"], [0, 1, 2][: rng.randrange(1, 4)])
+            socket.send_fds(client, [message[:MOST_SENT] or b"x"], [0, 1, 2][: rng.randrange(1, 4)])
             return
-        client.send(message)
+        client.send(message[:MOST_SENT])
 
     def _hear(self, rng: random.Random, client: socket.socket) -> bool:
         """Answers and notifications; False when there will be no more."""
@@ -213,7 +218,7 @@ class Fuzzer:
             options.track_mem = True
         if rng.random() < 0.1:
             options.ps.port = rng.choice((0, 1, -1, 70000))
-            options.ps.address = rng.choice(("127.0.0.1", "", "::1", "nowhere.invalid", "\0"))
+            options.ps.address = rng.choice(("127.0.0.1", "", "::1", "\0"))
             if rng.random() < 0.3:
                 options.ps.fd = rng.choice((-1, 9999, 2**31 - 1))
         if rng.random() < 0.05:

@@ -13,9 +13,9 @@ from tests.interop.criu_guest import CriuGuest, boot
 from tests.interop.real_criu import ROOT, SUITES, RealCriu, fetched
 
 
-@pytest.fixture(scope="session", params=SUITES)
+@pytest.fixture(scope="module", params=SUITES)
 def real_criu(request: pytest.FixtureRequest) -> RealCriu:
-    """Each version in turn."""
+    """Each version in turn, module by module: what a module shares is made once for both."""
     return fetched(str(request.param))
 
 

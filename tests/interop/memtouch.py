@@ -21,7 +21,7 @@ HOT, FILLED, ZEROS, READ_ONLY, PRIVATE_PAGES = 32, 256, 288, 320, 384
 SHARED_PAGES: Final = 64
 STEP_PAGES, STEP_NEW, MAPPED_PAGES = 24, 4, 8
 GIVEN_BACK, GIVEN_BACK_PAGES = 240, 8
-CHILD_OWN: Final = 224
+CHILD_OWN, CHILD_OWN_PAGES = 224, 16
 REGIONS_END: Final = MAPPED + 17 * MAPPED_STRIDE
 
 _STATUS: Final = re.compile(r"step=(\d+) passes=(\d+) (PASS|FAIL.*?) *\n?$")
@@ -58,29 +58,29 @@ def in_regions(address: int) -> bool:
 
 def alive(steps: int) -> set[int]:
     """Private pages that have been written and are still there after so many steps."""
-    written = {_private(page) for page in range(ZEROS)}
+    written = {private_page(page) for page in range(ZEROS)}
     for step in range(1, steps + 1):
         written |= written_by(step)
         if step == 2:
-            written -= {_private(GIVEN_BACK + page) for page in range(GIVEN_BACK_PAGES)}
+            written -= {private_page(GIVEN_BACK + page) for page in range(GIVEN_BACK_PAGES)}
         if step == 3:
-            written -= _mapped(1)
+            written -= mapped_pages(1)
     return written
 
 
 def hot() -> set[int]:
     """Pages that are written all the time."""
-    return {_private(page) for page in range(HOT)}
+    return {private_page(page) for page in range(HOT)}
 
 
 def written_by(step: int) -> set[int]:
     """Private pages that a step stores to."""
     at = (step - 1) * STEP_PAGES
-    rewritten = {_private(HOT + (at + page) % (CHILD_OWN - HOT)) for page in range(STEP_PAGES)}
+    rewritten = {private_page(HOT + (at + page) % (CHILD_OWN - HOT)) for page in range(STEP_PAGES)}
     at = (step - 1) * STEP_NEW
     untouched = PRIVATE_PAGES - READ_ONLY
-    new = {_private(READ_ONLY + (at + page) % untouched) for page in range(STEP_NEW)}
-    return rewritten | new | _mapped(step)
+    new = {private_page(READ_ONLY + (at + page) % untouched) for page in range(STEP_NEW)}
+    return rewritten | new | mapped_pages(step)
 
 
 def shared() -> set[int]:
@@ -88,9 +88,11 @@ def shared() -> set[int]:
     return {page * PAGE for page in range(SHARED_PAGES) if page != SHARED_PAGES // 2}
 
 
-def _private(page: int) -> int:
+def private_page(page: int) -> int:
+    """The address of a private page."""
     return PRIVATE + page * PAGE
 
 
-def _mapped(step: int) -> set[int]:
+def mapped_pages(step: int) -> set[int]:
+    """What a step maps and fills."""
     return {MAPPED + step * MAPPED_STRIDE + page * PAGE for page in range(MAPPED_PAGES)}

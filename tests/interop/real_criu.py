@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,7 @@ def _fetch(what: str, suite: str) -> Path:
     return Path(ran.stdout.strip())
 
 
+@cache
 def fetched(suite: str) -> RealCriu:
     """The CRIU of a Debian suite, fetched if it is not there yet."""
     criu = _fetch("criu", suite)

@@ -364,6 +364,73 @@ async def test_a_page_server_by_command_line(tmp_path: Path) -> None:
         assert digest_task(again.task).memory_digest == digest_task(task.task).memory_digest
 
 
+class Worker:
+    """`criu swrk` as p.haul starts it: a control socket, and the connection for pages beside it."""
+
+    def __init__(self, pages: socket.socket, environment: dict[str, str]) -> None:
+        self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._ours.settimeout(60)
+        with theirs:
+            self._process = subprocess.Popen(
+                [environment["PATH"].split(":")[0] + "/criu", "swrk", str(theirs.fileno())],
+                pass_fds=[theirs.fileno(), pages.fileno()],
+                env=environment,
+            )
+        self._pages = pages.fileno()
+
+    def ask(self, kind: int, images: Path, parent: str = "", **options: object) -> bool:
+        """One request about pages over the connection; whether it went well."""
+        images.mkdir(exist_ok=True)
+        folder = os.open(images, os.O_DIRECTORY)
+        asked = rpc_pb2.RpcOptions(images_dir_fd=folder, parent_img=parent, **options)
+        asked.ps.fd = self._pages
+        request = rpc_pb2.RpcRequest(type=kind, opts=asked)
+        request.keep_open = kind == rpc_pb2.RPC_PAGE_SERVER
+        self._ours.sendall(request.SerializeToString())
+        answer = rpc_pb2.RpcResponse.FromString(self._ours.recv(8192))
+        os.close(folder)
+        assert answer.success, answer.cr_errmsg
+        return bool(answer.success)
+
+    def close(self) -> int:
+        """Ends the conversation; the worker's exit status."""
+        self._ours.close()
+        return self._process.wait(60)
+
+
+async def test_phauls_way(tmp_path: Path) -> None:
+    """One worker at each end, and one connection between them that all rounds' pages take."""
+    async with simulated(tmp_path) as (host, environment):
+        task = await host.start(scenario())
+        ends = socket.socketpair()
+        with ends[0], ends[1]:
+
+            def migrate() -> tuple[int, int]:
+                source, dest = Worker(ends[0], environment), Worker(ends[1], environment)
+                for number in range(4):
+                    parent = f"../{number - 1}" if number else ""
+                    there, here = tmp_path / "there", tmp_path / "here"
+                    for folder in (there, here):
+                        folder.mkdir(exist_ok=True)
+                    dest.ask(rpc_pb2.RPC_PAGE_SERVER, there / str(number), parent)
+                    source.ask(
+                        rpc_pb2.RPC_PRE_DUMP if number < 3 else rpc_pb2.RPC_DUMP,
+                        here / str(number),
+                        parent,
+                        pid=task.pid,
+                        track_mem=True,
+                        leave_stopped=number == 3,
+                    )
+                return source.close(), dest.close()
+
+            assert await asyncio.to_thread(migrate) == (0, 0)
+        for file in (tmp_path / "here" / "3").glob("*"):
+            if file.name not in ("parent", "stats-dump", "criu.log"):
+                shutil.copy(file, tmp_path / "there" / "3")
+        again = load_images(tmp_path / "there" / "3", CostSpec())
+        assert digest_task(again.task).memory_digest == digest_task(task.task).memory_digest
+
+
 # -- real CRIU as the reference
 
 

@@ -169,6 +169,32 @@ async def test_three_rounds_of_a_source_are_a_chain_that_equals_its_memory(
     assert np.bincount(known.level, minlength=3)[0] == pages[2]
 
 
+async def test_a_real_process_goes_through_the_source_and_is_restored_by_real_criu(
+    real_criu: RealCriu, toucher: Toucher, tmp_path: Path
+) -> None:
+    """Its own pid and segment, so that with the rest of its images it is whole again."""
+    images = tmp_path / "dumped"
+    images.mkdir()
+    toucher.stop()
+    real_criu.run("dump", "-R", "-t", toucher.pid, "-D", images, "-v4", "-o", "dump.log")
+    (tmp_path / "servers").mkdir()
+    with page_servers(real_criu, tmp_path / "servers", 2) as addresses:
+        sent = await sent_to(
+            PageServers(tuple(addresses), dialect_of(real_criu), images=tmp_path / "servers" / "1"),
+            source={"images": str(images)},
+            workload={"kind": "idle"},
+            policy={"kind": "fixed", "rounds": 0},
+        )
+    assert sent.outcome.error == ""
+    assert sent.outcome.verified
+    last = tmp_path / "servers" / "1"
+    equal_to_memory(last, toucher)
+    for file in images.glob("*.img"):
+        if not file.name.startswith("pages-") and not (last / file.name).exists():
+            shutil.copy(file, last)
+    restored_equals(real_criu, last, toucher)
+
+
 async def test_images_of_an_earlier_round_differ(real_criu: RealCriu, tmp_path: Path) -> None:
     with page_servers(real_criu, tmp_path, 3) as addresses:
         sent = await sent_to(

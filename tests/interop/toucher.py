@@ -20,6 +20,8 @@ SHARED = 0x8000000
 SHARED_PAGES = 8
 _SOURCE = Path(__file__).with_name("toucher.c")
 _PATIENCE_S = 20.0
+_ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.pthread.rseq=0"}
+"""Where it has none of it, the kernel writes nothing into a stopped program's memory."""
 
 
 def compiled(folder: Path) -> Path:
@@ -97,7 +99,7 @@ def touching(program: Path, pages: int = 64, touched: int = 16) -> Iterator[Touc
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-        env={},
+        env=_ENVIRONMENT,
         cwd="/",
     )
     toucher = Toucher(process.pid, pages)

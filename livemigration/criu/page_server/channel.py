@@ -24,7 +24,7 @@ Buffer = bytes | bytearray | memoryview
 
 WINDOW_BYTES: Final = 1 << 20
 _MOST_BUFFERS: Final = min(1024, os.sysconf("SC_IOV_MAX"))
-_FAREWELL_S: Final = 2.0
+_FAREWELL_S: Final = 5.0
 _WORTH_A_PIPE: Final = 64 << 10
 _Result = TypeVar("_Result")
 
@@ -191,11 +191,20 @@ class Channel:
                 buffers = _after(buffers, sent)
 
     def finish(self) -> None:
-        """Tells the peer that nothing more comes, as a TLS peer wants to be told."""
+        """Tells the peer that nothing more comes, and waits for a moment until it hangs up too.
+
+        CRIU 4.2 writes the last of its images only when the client has ended the connection; it
+        hangs up when that is done, and not before may another server rely on them.
+        """
         if isinstance(self._socket, ssl.SSLSocket):
             self._socket.settimeout(min(self._patience_s, _FAREWELL_S))
             with suppress(OSError, ValueError):
                 self._socket = self._socket.unwrap()
+        with suppress(OSError, PeerLost):
+            self.shutdown(socket.SHUT_WR)
+            deadline = time.monotonic() + min(self._patience_s, _FAREWELL_S)
+            while self._receive(deadline, fresh=True):
+                pass
 
 
 def _after(buffers: list[Buffer], sent: int) -> list[Buffer]:

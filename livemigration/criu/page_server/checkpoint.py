@@ -27,7 +27,7 @@ FIRST_PAGES_ID: Final = 0x10001
 """What a real page server numbers its first pages file."""
 
 _KNOWN_FLAGS: Final = int(PageFlags.PARENT | PageFlags.LAZY | PageFlags.PRESENT)
-_END: Final = 1 << 64
+_END: Final = (1 << 64) - 1
 _KEEP_FREE: Final = 64 << 20
 """Bytes of the file system that are left to others."""
 
@@ -37,12 +37,14 @@ class Limits:
     """What one peer may make us do.
 
     most_bytes: of pages in one connection, 0 for as many as the file system has room for;
-    most_images: processes and shared segments in one connection; patience_s: how long it may keep
-    silent in the middle of things.
+    most_images: processes and shared segments in one connection; most_entries: ranges of pages of
+    each (4 Mi are enough for 32 GiB of which every second page was written); patience_s: how long
+    it may keep silent in the middle of things.
     """
 
     most_bytes: int = 0
     most_images: int = 65536
+    most_entries: int = 4 << 20
     patience_s: float = 60.0
 
 
@@ -153,6 +155,8 @@ class Checkpoint:
             raise PageServerError(
                 f"{pages} pages at {address:#x} are no range of pages of {size} bytes"
             )
+        if image.entries >= self._limits.most_entries:
+            raise PageServerError(f"more than {image.entries} ranges of pages, the limit here")
         if address < image.end:
             raise PageServerError(f"pages at {address:#x} come after those up to {image.end:#x}")
         kind = flags & (PageFlags.PARENT | PageFlags.PRESENT)

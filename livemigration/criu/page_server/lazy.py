@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Final, Protocol
 
 from livemigration.criu.magic import PageFlags
+from livemigration.criu.page_images import PageImage
 from livemigration.criu.page_server.channel import Buffer, Channel, PeerLost
 from livemigration.criu.page_server.protocol import (
     ANSWER,
@@ -97,10 +98,26 @@ class LazyClient:
         self._page_size = page_size
 
     def get(self, pid: int, address: int, pages: int) -> memoryview:
-        """Bytes of 1 to `pages` pages from `address` on, good until the next call.
+        """Bytes of 1 to `pages` pages from `address` on. Raises PageServerError."""
+        data = bytearray(self._ask(pid, address, pages) * self._page_size)
+        at = 0
 
-        Raises PageServerError.
-        """
+        def take(part: memoryview) -> None:
+            nonlocal at
+            data[at : at + len(part)] = part
+            at += len(part)
+
+        self._channel.copy_to(take, len(data))
+        return memoryview(data)
+
+    def get_into(self, image: PageImage, pid: int, address: int, pages: int) -> int:
+        """The same, written to the image's pages file; returns how many pages came."""
+        count = self._ask(pid, address, pages)
+        image.take_from(self._channel, count * self._page_size)
+        return count
+
+    def _ask(self, pid: int, address: int, pages: int) -> int:
+        """Asks, and returns how many pages follow."""
         asked = Message(Command.GET, 0, pages, address, pid)
         try:
             self._channel.send([self._dialect.encode(asked)])
@@ -121,16 +138,7 @@ class LazyClient:
                 f"asked for {pages} pages at {address:#x}, answered with {answer}: is the dump of "
                 f"CRIU {self._dialect.name}? --criu-version says"
             )
-        data = bytearray(answer.pages * self._page_size)
-        at = 0
-
-        def take(part: memoryview) -> None:
-            nonlocal at
-            data[at : at + len(part)] = part
-            at += len(part)
-
-        self._channel.copy_to(take, len(data))
-        return memoryview(data)
+        return answer.pages
 
     def finish(self) -> None:
         """All pages are here: the dump may end its process."""

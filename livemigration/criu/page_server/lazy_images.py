@@ -152,9 +152,7 @@ def _fetch(image: PageImage, client: LazyClient, pid: int, entry: _Entry, page_s
     done = 0
     while done < entry.pages:
         most = min(entry.pages - done, MOST_PAGES)
-        data = client.get(pid, entry.start + done * page_size, most)
-        image.write(data)
-        done += len(data) // page_size
+        done += client.get_into(image, pid, entry.start + done * page_size, most)
 
 
 def _copy(here: FileIO, image: PageImage, size: int, file: Path) -> None:

@@ -81,9 +81,14 @@ class Receiver:
             raise PageServerError("the connection ended without CLOSE: the dump is not complete")
         return False
 
-    def confirm(self) -> None:
-        """Tells the client that all is kept, and waits for its end. Raises PageServerError."""
+    def confirm(self, *, lent: bool = False) -> None:
+        """Tells the client that all is kept, and waits for its end. Raises PageServerError.
+
+        lent: the connection is somebody else's, who goes on to use it (`criu --ps-socket`).
+        """
         self._channel.send([ANSWER.pack(_DONE)])
+        if lent:
+            return
         if not self._channel.at_end():
             raise PageServerError("the client sent more after CLOSE; what came before is complete")
         self._channel.finish()

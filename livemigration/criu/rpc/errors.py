@@ -14,7 +14,9 @@ class RpcFailure(Exception):
 
     def __init__(self, message: str, errno: int = 0) -> None:
         super().__init__(message)
-        self.message = " ".join(message.split())
+        # It goes into a protobuf message, where names that are no UTF-8 have no place.
+        readable = message.encode(errors="backslashreplace").decode()
+        self.message = " ".join(readable.split())
         self.errno = errno
 
 

@@ -51,7 +51,8 @@ class RequestLog:
 
     def error(self, text: str) -> None:
         """What made the request fail."""
-        line = f"Error (predump): {' '.join(text.split())}"
+        readable = text.encode(errors="backslashreplace").decode()
+        line = f"Error (predump): {' '.join(readable.split())}"
         self.first_error = self.first_error or line
         self._write(Level.ERROR, line)
 
@@ -71,7 +72,9 @@ class RequestLog:
         if self._file is None or level > self._level or self._written > MOST_BYTES:
             return
         elapsed = (time.monotonic_ns() - self._began) // 1000
-        data = f"({elapsed // 1_000_000:02d}.{elapsed % 1_000_000:06d}) {line}\n".encode()
+        data = f"({elapsed // 1_000_000:02d}.{elapsed % 1_000_000:06d}) {line}\n".encode(
+            errors="backslashreplace"
+        )
         self._written += len(data)
         try:
             self._file.write(data)

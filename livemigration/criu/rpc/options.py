@@ -6,6 +6,9 @@ do who may look into that process. Whatever is wrong is `BadOptions` (EBADRQC), 
 
 Options about what a simulated task does not have - terminals, sockets, mounts, cgroups, security
 labels - are accepted and have no effect, but those that cannot be are refused.
+
+Texts of CRIU's messages are bytes to CRIU, and protobuf gives those that are no UTF-8 as bytes:
+`os.fsdecode` takes both.
 """
 
 from __future__ import annotations
@@ -93,7 +96,7 @@ def _request(options: rpc_pb2.RpcOptions, peer: Peer, images: int, work: int) ->
         raise BadOptions(f"pid {pid} is no process")
     if options.HasField("stand_in"):
         _check_stand_in(options.stand_in, peer)
-    parent = options.parent_img
+    parent = os.fsdecode(options.parent_img)
     if "\0" in parent:
         raise BadOptions("parent_img is no path")
     return Request(
@@ -139,14 +142,14 @@ def _page_server(options: rpc_pb2.RpcOptions, peer: Peer) -> PageServerAt | None
         return PageServerAt("", 0, server.fd, peer.pid)
     if not 0 <= server.port < 1 << 16:
         raise BadOptions(f"port {server.port} of the page server is no port")
-    return PageServerAt(server.address, server.port)
+    return PageServerAt(os.fsdecode(server.address), server.port)
 
 
 def _images_directory(options: rpc_pb2.RpcOptions, peer: Peer, stack: contextlib.ExitStack) -> int:
     if options.images_dir_fd != -1:
         return _peer_directory(peer, options.images_dir_fd, "images_dir_fd", stack)
     if options.images_dir:
-        return _directory(options.images_dir, "images_dir", stack)
+        return _directory(os.fsdecode(options.images_dir), "images_dir", stack)
     raise BadOptions("neither images_dir_fd nor images_dir was given")
 
 
@@ -182,7 +185,7 @@ def _log(options: rpc_pb2.RpcOptions, work: int, stack: contextlib.ExitStack) ->
     level = max(0, min(options.log_level, MOST_LOG_LEVEL))
     if work < 0 or (options.log_to_stderr and not options.log_file):
         return RequestLog(level)
-    name = options.log_file or DEFAULT_LOG_FILE
+    name = os.fsdecode(options.log_file) or DEFAULT_LOG_FILE
     if "/" in name or "\0" in name or name in (".", ".."):
         raise BadOptions(f"log_file {name!r}: no subdirs are allowed in a log's name")
     try:

@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 import stat
+import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -111,7 +112,8 @@ class Service:
         except PeerGone as gone:
             _log.info("client %d: %s", pid, gone)
         except Exception as error:  # noqa: BLE001  one client's trouble stays its own
-            _log.error("client %d: unexpected %s: %s", pid, type(error).__name__, error)
+            name, where = type(error).__name__, _where(error)
+            _log.error("client %d: unexpected %s: %s (%s)", pid, name, error, where)
         finally:
             packets.close()
             self._open -= 1
@@ -130,6 +132,12 @@ async def serving(path: Path, host: Host) -> AsyncIterator[Path]:
             await task
         listener.close()
         _remove(path)
+
+
+def _where(error: BaseException) -> str:
+    """Where an error came from, for a line about it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames[-4:][::-1])
 
 
 def _remove(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from livemigration.criu.images import ImageDirectory, ImageError
+from livemigration.criu.pb.pagemap_pb2 import PagemapEntry, PagemapHead
 
 if TYPE_CHECKING:
     from conftest import ImageBuilder
@@ -420,3 +422,35 @@ class TestSharedSegments:
         shutil.copytree(SAMPLES["full-4.2.1"][0], copy)
         (copy / "files.img").unlink()
         expect_error(copy, "is of memfd 2, which files.img does not have")
+
+
+class TestThingsThatAreNoImages:
+    """A directory may come from anybody: nothing in it may be waited for, or believed unseen."""
+
+    @pytest.mark.parametrize("name", ["pstree.img", "mm-7.img", "pagemap-7.img", "pages-1.img"])
+    def test_a_pipe_that_nobody_writes_to(self, images: ImageBuilder, name: str) -> None:
+        (images.simple().path / name).unlink()
+        os.mkfifo(images.path / name)
+        expect_error(images.path, f"{name}: is no regular file")
+
+    def test_a_device_without_an_end(self, images: ImageBuilder) -> None:
+        (images.simple().path / "files.img").symlink_to("/dev/zero")
+        expect_error(images.path, "files.img: is no regular file")
+
+    def test_an_image_as_large_as_a_disk(self, images: ImageBuilder) -> None:
+        os.truncate(images.simple().path / "mm-7.img", 1 << 40)
+        expect_error(images.path, f"mm-7.img: {1 << 40} bytes are too many")
+
+    def test_pages_that_are_all_holes(self, images: ImageBuilder) -> None:
+        images.simple().process(images.vma(0x10000, 1 << 30))
+        claim = PagemapEntry(vaddr=0x10000, compat_nr_pages=0, flags=PRESENT, nr_pages=1 << 28)
+        head = PagemapHead(pages_id=1)
+        images.write("pagemap-7", head.SerializeToString(), claim.SerializeToString())
+        (images.path / "pages-1.img").touch()
+        os.truncate(images.path / "pages-1.img", 1 << 40)
+        expect_error(images.path, f"lists pages of {1 << 40} bytes, and no task has more")
+
+    def test_parents_in_a_circle(self, images: ImageBuilder) -> None:
+        images.simple().pages((0x10000, 1, PARENT))
+        (images.path / "parent").symlink_to(".")
+        expect_error(images.path, "the chain of parents has no end")

@@ -12,6 +12,7 @@ from livemigration.criu.images import (
     Flavour,
     ImageDirectory,
     ImageError,
+    RoundPages,
     export_task,
     load_task,
 )
@@ -159,3 +160,42 @@ class TestWhereItIsWritten:
         task, carried = imported("full-4.1.1")
         export_task(task, tmp_path, carried=carried)
         assert ImageDirectory.open(tmp_path).pages == 78
+
+
+class TestRounds:
+    """What is in the parent is written nowhere else, so it must be there."""
+
+    def task(self) -> Task:
+        task = Task(Machine(ModelConfig(frames=1024)))
+        task.processes[1].mmap(0x10000000, 4 * PAGE, 3, MAP_PRIVATE | MAP_ANONYMOUS | 0x10)
+        self.touch(task, 0x10000000, 0x10001000)
+        return task
+
+    @staticmethod
+    def touch(task: Task, *pages: int) -> RoundPages:
+        where = np.array(pages, np.uint64)
+        task.processes[1].store_words(where, where)
+        return RoundPages({1: where})
+
+    def test_a_page_that_went_in_no_round_is_not_lost_silently(self, tmp_path: Path) -> None:
+        task = self.task()
+        export_task(task, tmp_path / "1", pre_dump=True)
+        self.touch(task, 0x10002000)
+        sent = self.touch(task, 0x10003000)
+        with pytest.raises(ImageError, match="page 0x10002000 is neither among the pages"):
+            export_task(task, tmp_path / "2", parent="../1", pages=sent)
+        assert [folder.name for folder in tmp_path.iterdir()] == ["1"]
+
+    def test_nor_without_a_parent(self, tmp_path: Path) -> None:
+        task = self.task()
+        with pytest.raises(ImageError, match="page 0x10001000 is neither among the pages"):
+            export_task(task, tmp_path / "1", pages=self.touch(task, 0x10000000))
+
+    def test_pages_given_back_are_in_no_list(self, tmp_path: Path) -> None:
+        task = self.task()
+        export_task(task, tmp_path / "1", pre_dump=True)
+        task.processes[1].madvise(0x10000000, PAGE, 4)
+        export_task(task, tmp_path / "2", parent="../1", pages=RoundPages())
+        (process,) = ImageDirectory.open(tmp_path / "2").processes
+        assert process.pages.addresses.tolist() == [0x10001000]
+        assert process.pages.level.tolist() == [1]

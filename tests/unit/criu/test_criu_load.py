@@ -181,3 +181,13 @@ class TestRefused:
         images.pages(name="pagemap-shmem-5", pages_id=3)
         with pytest.raises(ImageError, match="the model cannot hold it: "):
             load(images)
+
+
+@pytest.mark.parametrize("status", [1 | 1 << 9, 1 | 1 << 8], ids=["private", "shared"])
+def test_mappings_that_no_model_can_hold(images: ImageBuilder, status: int) -> None:
+    images.simple()
+    vast = images.vma(0x40000, 1 << 30, status=status, flags=0x21, shmid=5)
+    images.process(images.vma(), vast)
+    images.pages(name="pagemap-shmem-5", pages_id=2)
+    with pytest.raises(ImageError, match="the model cannot hold it: mappings of"):
+        load(images)

@@ -209,6 +209,25 @@ def test_limits_are_kept(tmp_path: Path) -> None:
         converse(said + opening(SHORT, process(8)), tmp_path / "b", limits=Limits(most_images=1))
 
 
+def test_a_page_that_stayed_with_the_process_is_in_no_parent(tmp_path: Path) -> None:
+    lazy = adding(SHORT, TASK, 0x1000, pages=1 << 20, flags=2)
+    converse(opening(SHORT, TASK) + lazy + closing(SHORT), tmp_path / "1")
+    hole = opening(SHORT, TASK) + adding(SHORT, TASK, 0x1000, pages=1, flags=1)
+    with pytest.raises(PageServerError, match="not in the parent"):
+        converse(hole, tmp_path / "2", tmp_path / "1")
+
+
+def test_ranges_are_counted_after_they_are_joined(tmp_path: Path) -> None:
+    def lazy(*starts: int) -> bytes:
+        words = [adding(SHORT, TASK, start, pages=1, flags=2) for start in starts]
+        return b"".join([opening(SHORT, TASK), *words, closing(SHORT)])
+
+    most = Limits(most_entries=2)
+    converse(lazy(0x1000, 0x2000, 0x3000, 0x9000), tmp_path / "a", limits=most)
+    with pytest.raises(PageServerError, match="more than 2 ranges"):
+        converse(lazy(0x1000, 0x3000, 0x5000, 0x7000), tmp_path / "b", limits=most)
+
+
 def test_what_came_before_the_end_stays_and_is_whole_pages(tmp_path: Path) -> None:
     said = opening(SHORT, TASK) + adding(SHORT, TASK, 0x1000, pages(2))
     with pytest.raises(PageServerError):

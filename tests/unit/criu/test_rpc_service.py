@@ -252,6 +252,27 @@ async def test_bad_options_are_ebadrqc(tmp_path: Path, opts: rpc_pb2.RpcOptions,
         assert host.asked == []
 
 
+async def test_names_that_are_no_utf8_are_names(tmp_path: Path) -> None:
+    images = tmp_path / os.fsdecode(b"im\xffages")
+    images.mkdir()
+    async with served(tmp_path) as (path, host):
+
+        def ask(folder: bytes) -> rpc_pb2.RpcResponse:
+            # Field 68, images_dir, and 10, log_file, as a program in C puts them there.
+            body = b"\xa2\x04" + bytes([len(folder)]) + folder + b"\x52\x02l\xfe"
+            raw = b"\x08\x01\x12" + bytes([len(body)]) + body
+            with RpcClient.connect(path) as client:
+                client.socket.settimeout(20)
+                client.socket.sendall(raw)
+                return client.receive()
+
+        assert (await asyncio.to_thread(ask, os.fsencode(images))).success
+        assert host.asked[0][1].images == images
+        assert os.listdir(os.fsencode(images)) == [b"l\xfe"]
+        answer = await asyncio.to_thread(ask, b"/no\xffwhere")
+        assert "no\\udcffwhere" in answer.cr_errmsg
+
+
 async def test_a_failure_is_told_and_logged(tmp_path: Path) -> None:
     async with served(tmp_path) as (path, host):
         host.failure = RpcFailure("no task 5 here", errno.ESRCH)

@@ -1,111 +1,42 @@
-"""Ownership, joined in every possible order: one host owns the task, never two, never none."""
+"""The ownership tables: what each host may do with the task, step by step."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from livemigration.errors import WrongState
-from livemigration.ownership import Ownership, OwnershipMachine
-
-
-class _Pair:
-    """A source and a destination with messages that may be lost; steps as the nodes take them."""
-
-    def __init__(self) -> None:
-        self.source = OwnershipMachine(source=True)
-        self.source.to(Ownership.RUNNING)
-        self.destination = OwnershipMachine(source=False)
-        self.destination.to(Ownership.RECEIVING)
-
-    def freeze(self) -> None:
-        self.source.to(Ownership.FROZEN)
-
-    def verify(self) -> None:
-        self.source.require(Ownership.FROZEN)
-        self.destination.to(Ownership.VERIFIED)
-
-    def commit_arrives(self) -> None:
-        self.source.require(Ownership.FROZEN)
-        self.destination.require(Ownership.VERIFIED)
-        self.source.to(Ownership.IN_DOUBT)
-        self.destination.to(Ownership.COMMITTED)
-
-    def commit_is_lost(self) -> None:
-        self.destination.require(Ownership.VERIFIED)
-        self.source.to(Ownership.IN_DOUBT)
-
-    def ask(self) -> None:
-        """The source asks what became of the commit; who is not committed aborts for good."""
-        self.source.require(Ownership.IN_DOUBT)
-        if self.destination.state is Ownership.COMMITTED:
-            self.source.to(Ownership.RELEASED)
-        elif self.destination.state is Ownership.LOST:
-            raise WrongState("the task was there: the source does not run it by itself")
-        else:
-            self.destination.to(Ownership.ABORTED)
-            self.source.to(Ownership.RUNNING)
-
-    def commit_without_pages_arrives(self) -> None:
-        """Post-copy: the task runs over there, and the source keeps what it lacks."""
-        self.commit_arrives()
-        self.source.to(Ownership.SERVING)
-
-    def last_page_arrives(self) -> None:
-        self.source.require(Ownership.SERVING)
-        self.destination.require(Ownership.COMMITTED)
-        self.source.to(Ownership.RELEASED)
-
-    def destination_is_lost(self) -> None:
-        """Its process is gone, and the one that follows knows only that it had the task."""
-        self.source.require(Ownership.SERVING)
-        self.destination = OwnershipMachine(source=False)
-        self.destination.to(Ownership.LOST)
-        self.source.to(Ownership.IN_DOUBT)
-
-    def give_up(self) -> None:
-        self.source.require(Ownership.FROZEN)
-        self.destination.to(Ownership.ABORTED)
-        self.source.to(Ownership.RUNNING)
-
-    def late_commit(self) -> None:
-        """A commit that was under way when the source gave up arrives after all."""
-        self.destination.to(Ownership.COMMITTED)
-
-
-STEPS = (
-    "freeze",
-    "verify",
-    "commit_arrives",
-    "commit_is_lost",
-    "ask",
-    "give_up",
-    "commit_without_pages_arrives",
-    "last_page_arrives",
-    "destination_is_lost",
+from livemigration.ownership import (
+    DESTINATION,
+    SOURCE,
+    Event,
+    Ownership,
+    OwnershipMachine,
+    counts,
+    fate,
 )
 
 
-@given(st.lists(st.sampled_from(STEPS), max_size=12))
-def test_never_two_may_run_and_always_one_owns(steps: list[str]) -> None:
-    pair = _Pair()
-    for step in steps:
-        try:
-            getattr(pair, step)()
-        except WrongState:
-            continue
-        assert not (pair.source.state.may_run and pair.destination.state.may_run)
-        assert pair.source.state.owns or pair.destination.state.owns
+def machine(*events: Event, source: bool) -> OwnershipMachine:
+    made = OwnershipMachine(source=source)
+    for event in events:
+        made.on(event)
+    return made
 
 
 def test_an_aborted_migration_never_commits() -> None:
-    pair = _Pair()
-    pair.freeze()
-    pair.verify()
-    pair.commit_is_lost()
-    pair.ask()
-    assert pair.source.state is Ownership.RUNNING
-    with pytest.raises(WrongState, match="aborted"):
-        pair.late_commit()
+    aborted = machine(Event.PREPARE, Event.EQUAL, Event.ABORT, source=False)
+    with pytest.raises(WrongState, match="aborted here and cannot be taken over"):
+        aborted.on(Event.COMMIT)
+
+
+def test_a_commit_that_was_refused_is_refused_for_good() -> None:
+    refused = machine(Event.PREPARE, Event.EQUAL, Event.REFUSE, source=False)
+    assert not refused.allows(Event.COMMIT)
+
+
+def test_a_committed_task_is_never_aborted_and_may_be_asked_for_again() -> None:
+    committed = machine(Event.PREPARE, Event.EQUAL, Event.COMMIT, source=False)
+    for event in (Event.ABORT, Event.COMMIT):
+        committed.on(event)
+        assert committed.state is Ownership.COMMITTED
 
 
 def test_in_doubt_the_source_neither_runs_nor_drops_the_task() -> None:
@@ -114,25 +45,46 @@ def test_in_doubt_the_source_neither_runs_nor_drops_the_task() -> None:
 
 
 def test_a_step_that_does_not_exist_changes_nothing() -> None:
-    machine = OwnershipMachine(source=True)
+    fresh = OwnershipMachine(source=True)
     with pytest.raises(WrongState):
-        machine.to(Ownership.RELEASED)
-    assert machine.state is Ownership.NONE
+        fresh.on(Event.TAKEN)
+    assert fresh.state is Ownership.NONE
 
 
 def test_a_serving_source_guards_bytes_that_it_may_not_run() -> None:
     assert not Ownership.SERVING.may_run
     assert not Ownership.SERVING.owns  # the destination does
-    machine = OwnershipMachine(source=True)
-    for state in (Ownership.RUNNING, Ownership.FROZEN, Ownership.IN_DOUBT, Ownership.SERVING):
-        machine.to(state)
-    with pytest.raises(WrongState, match="serving here and cannot become running"):
-        machine.to(Ownership.RUNNING)
+    serving = machine(
+        Event.START, Event.FREEZE, Event.SEND_COMMIT, Event.TAKEN_WITHOUT_PAGES, source=True
+    )
+    for event in (Event.NEVER_TAKEN, Event.KEEP, Event.GIVE_UP, Event.REFUSED):
+        with pytest.raises(WrongState, match="serving here and cannot be"):
+            serving.on(event)
 
 
 def test_a_destination_that_lost_the_task_never_runs_it_again() -> None:
-    machine = OwnershipMachine(source=False)
-    machine.to(Ownership.LOST)
-    for state in Ownership:
-        with pytest.raises(WrongState):
-            machine.to(state)
+    lost = machine(Event.FIND_TAKEN, source=False)
+    for event in Event:
+        if lost.allows(event):
+            lost.on(event)
+            assert lost.state is Ownership.LOST
+
+
+def test_each_host_has_events_of_its_own() -> None:
+    assert not {event for _, event in SOURCE} & {event for _, event in DESTINATION}
+    assert {event for _, event in (*SOURCE, *DESTINATION)} == set(Event)
+
+
+@pytest.mark.parametrize("served", [False, True])
+def test_what_a_destination_says_after_the_hand_over(served: bool) -> None:
+    assert fate(Ownership.COMMITTED, served=served) is Event.TAKEN
+    assert fate(Ownership.LOST, served=served) is Event.LOSE_SIGHT
+    # Whoever has run there is not run here by itself.
+    gone = Event.LOSE_SIGHT if served else Event.NEVER_TAKEN
+    assert fate(Ownership.ABORTED, served=served) is gone
+    assert fate(Ownership.NONE, served=served) is gone
+
+
+def test_the_word_of_another_state_directory_does_not_count() -> None:
+    assert counts("a", "a") and counts("", "")
+    assert not counts("a", "b") and not counts("a", "")

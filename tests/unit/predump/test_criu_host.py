@@ -134,6 +134,24 @@ async def test_pre_dumps_and_a_dump_hold_the_memory(
         assert all(s.pages_skipped_parent > 0 for s in stats[1:])
 
 
+async def test_a_task_in_real_time(tmp_path: Path) -> None:
+    async with hosted(tmp_path) as (host, ask):
+        task = await host.start(scenario(WRITER, clock="wall"))
+        for number, parent in enumerate(["", "../0"]):
+            await asyncio.sleep(0.2)
+            await ask("pre-dump", str(number), pid=task.pid, parent_img=parent)
+            assert task.execution.running
+        await asyncio.sleep(0.2)
+        await ask("dump", "2", pid=task.pid, parent_img="../1", track_mem=True, leave_stopped=True)
+        assert task.workload.ops_done > 0
+        assert dumped(tmp_path / "2") == memory_of(task)
+        await host.end(task)
+        restored = host.tasks[await ask("restore", "2")]
+        done = restored.workload.ops_done
+        await asyncio.sleep(0.3)
+        assert restored.workload.ops_done > done
+
+
 async def test_a_restored_task_goes_on_as_if_it_had_never_been_dumped(tmp_path: Path) -> None:
     async with hosted(tmp_path) as (host, ask):
         task = await host.start(scenario(FORKS))
@@ -235,6 +253,18 @@ async def test_a_hole_that_the_parent_does_not_list_is_refused(tmp_path: Path) -
             await ask("dump", "1", pid=task.pid, parent_img="../0", track_mem=True)
 
 
+async def test_auto_dedup_takes_from_the_parent_what_a_dump_has_itself(tmp_path: Path) -> None:
+    async with hosted(tmp_path) as (host, ask):
+        task = await host.start(scenario(WRITER))
+        await ask("pre-dump", "0", pid=task.pid)
+        taken = (tmp_path / "0" / "pages-1.img").stat().st_blocks
+        options = {"parent_img": "../0", "track_mem": True, "auto_dedup": True}
+        await ask("dump", "1", pid=task.pid, leave_stopped=True, **options)
+        left = (tmp_path / "0" / "pages-1.img").stat().st_blocks
+        assert taken - left == stats_of(tmp_path / "1").pages_written * 8
+        assert dumped(tmp_path / "1") == memory_of(task)
+
+
 async def test_pids(tmp_path: Path) -> None:
     async with hosted(tmp_path) as (host, ask):
         task = await host.start(scenario(WRITER), 4711)
@@ -271,6 +301,22 @@ async def test_a_page_server_receives_what_another_task_dumps(tmp_path: Path) ->
         addresses, content = memory_of(task)[task.pid]
         found = images.read_pages(task.pid, np.array(addresses, np.uint64))
         assert found.tobytes() == content
+
+
+async def test_page_servers_whose_clients_never_come(tmp_path: Path) -> None:
+    """They are few, keep nobody else waiting, and end with the host."""
+    async with hosted(tmp_path) as (host, ask):
+        ports = [await ask("page-server", str(n), ps={"address": "127.0.0.1"}) for n in range(16)]
+        assert len(set(ports)) == 16
+        with pytest.raises(RpcFailure) as caught:
+            await ask("page-server", "16", ps={"address": "127.0.0.1"})
+        assert caught.value.errno == errno.EAGAIN
+        task = await host.start(scenario(WRITER))
+        await ask("dump", "17", pid=task.pid)
+        waited = asyncio.create_task(host.wait(next(iter(host._servers))))
+        await asyncio.sleep(0)
+        await asyncio.wait_for(host.close(), 60)
+        assert await waited == 1 << 8
 
 
 async def test_a_host_without_dirty_tracking(tmp_path: Path) -> None:

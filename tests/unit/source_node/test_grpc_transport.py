@@ -31,7 +31,7 @@ class Dying(destination_node_pb2_grpc.DestinationNodeServicer):
     async def Prepare(
         self, request: destination_node_pb2.PrepareRequest, context: grpc.aio.ServicerContext
     ) -> Status:
-        return Status()
+        return Status(incarnation="1", store_id="s")
 
     async def Transfer(
         self,
