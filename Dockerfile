@@ -20,16 +20,25 @@ RUN /opt/predump/bin/python -m pip install -q --no-deps --no-build-isolation --n
  && /opt/predump/bin/python -m compileall -q --invalidation-mode unchecked-hash .
 
 FROM packages AS runtime
-RUN /opt/predump/bin/python -m pip uninstall -q -y setuptools pip
+# Neither what installs packages nor their own tests.
+RUN /opt/predump/bin/python -m pip uninstall -q -y setuptools pip \
+ && cd /opt/predump/lib/python3.11/site-packages \
+ && find numba numpy -depth -type d -name tests -exec rm -r {} +
 
 FROM python:3.11-slim
+# tc shapes the laboratory's links, openssl makes its certificates.
+RUN { command -v tc && command -v openssl; } > /dev/null \
+ || { apt-get update -qq \
+   && apt-get install -y -qq --no-install-recommends iproute2 openssl \
+   && rm -rf /var/lib/apt/lists/*; }
 RUN useradd --system --create-home --uid 1000 predump \
- && mkdir -p /app /state /results /var/cache/predump \
- && chown predump:predump /state /results /var/cache/predump
+ && mkdir -p /app /state /tls /results /var/cache/predump \
+ && chown predump:predump /state /tls /results /var/cache/predump
 # The large layer first: it changes with the lock file only.
 COPY --from=runtime /opt/predump /opt/predump
 COPY --from=build /out/ /
 COPY scripts/as-owner.sh /usr/local/bin/as-owner
+COPY scripts/lab-entry.sh /usr/local/bin/lab-entry
 # A folder `compiled`, if there is one, holds code that is compiled already (the compose tests' own).
 COPY --chown=predump:predump scripts/warm.py compile[d] /opt/predump/warm/
 ENV PATH=/opt/predump/bin:$PATH \

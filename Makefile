@@ -19,7 +19,7 @@ SOAK_SEED ?=
 
 .PHONY: help demo test setup setup-dev warm lint format types imports stubs unit proto lock bench fuzz \
 	fuzz-criu-images fuzz-criu-rpc fuzz-jit fuzz-page-server mutate-hunks search-hunks shortest faults soak \
-	compose-test compose-clean clean
+	picture compose compose-test compose-clean clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -102,6 +102,18 @@ search-hunks: warm ## search finds what each hunk's recordings show, with SEARCH
 
 shortest: warm ## search for the scenarios that `predump hunks` shows, and keep them
 	@$(BIN)/python -m predump.conform.shortest
+
+picture: setup ## one migration and its picture in results/, without containers: SCENARIO=quickstart
+	@mkdir -p results
+	@status=0; \
+	$(BIN)/predump run scenarios/$(or $(SCENARIO),quickstart).toml --json results/result.json || status=$$?; \
+	((status == 0 || status == 3)) || exit $$status; \
+	$(BIN)/predump report results/result.json -o results/report.html --figures results/figures; \
+	exit $$status
+
+# More for it by name: TLS, LINK, DEST, RESULTS, PREDUMP_ARGS, BUILD ...
+compose: ## one migration in containers: SCENARIO=quickstart, TLS=1, LINK=200mbit (docs/compose.md)
+	@scripts/compose.sh $(SCENARIO)
 
 soak: warm ## migrations back and forth with faults by chance, SOAK_MINUTES (10), SOAK_SEED (by chance)
 	@$(BIN)/predump faults soak --minutes $(SOAK_MINUTES) $(if $(SOAK_SEED),--seed $(SOAK_SEED))

@@ -478,8 +478,15 @@ def dashboard(
             raise InputError(
                 "the dashboard needs starlette and uvicorn: pip install predump[dashboard]"
             ) from error
+        from predump.dashboard.guard import is_loopback
         from predump.dashboard.serve import DashboardConfig, serve_dashboard
 
+        address = _listen(listen, None, port_file).address
+        if not (mqtt or source or allow_control or is_loopback(address.rpartition(":")[0])):
+            raise InputError(
+                f"--listen {listen}: others could start nothing and see nothing; give --mqtt, or "
+                "--source and --dest, to look at, or --allow-control"
+            )
         if bool(source) != bool(dest):
             raise InputError("--source and --dest go together; give both, or none")
         if not source and (tls_ca or tls_cert or tls_key):
@@ -490,7 +497,7 @@ def dashboard(
             if not path.exists():
                 raise InputError(f"--results {path}: there is no such file or directory")
         config = DashboardConfig(
-            listen=_listen(listen, None, port_file).address,
+            listen=address,
             mqtt=_checked_broker(mqtt),
             hosts=_hosts(source, dest, tls_ca, tls_cert, tls_key) if source else None,
             results=results or (),

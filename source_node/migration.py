@@ -227,12 +227,14 @@ class Migration:
             with self._execution.lock:
                 now = self._tracker.written_since(self._execution.task)
         wire = sum(record.bytes_wire for record in self.outcome.rounds)
+        # The virtual clock spends a frame's time when it is made, the wall clock when it goes out.
+        under_way = live if self._clock.name == "wall" else self._traffic
         return {
             "round": live.number,
             "final": live.final,
             "over": live.over,
             "at_s": (self._clock.now_ns - self._started_ns) / NS,
-            "bytes_wire": wire if live.over else wire + self._traffic.bytes_wire,
+            "bytes_wire": wire if live.over else wire + under_way.bytes_wire,
             "page_size": self._page_size,
             **live.cells(now, self._page_size),
         }
@@ -488,6 +490,8 @@ class Migration:
     async def _send(self, frame: bytes, sequence: int) -> None:
         await self._bucket.send(len(frame))
         await self._transport.send(sequence, frame)
+        if self._live is not None:
+            self._live.went(sequence, len(frame))
 
     async def _copy(self, scan: RoundScan, number: int) -> None:
         """Gathers and sends; while some batches are on their way the next ones are gathered."""
@@ -543,6 +547,8 @@ class Migration:
         with self._execution.lock:
             found = self._look(part)
             if found is None:
+                if part.file < 0 and self._live is not None:
+                    self._live.skipped(part.pid, int(part.addresses.size))
                 return None
             packing, object_id = found
             heading = Heading(self._next(), number, part.pid, object_id)
@@ -554,7 +560,7 @@ class Migration:
         )
         self._count(made, packing, time.monotonic_ns() - began)
         if part.file < 0 and self._live is not None:
-            self._live.sent[part.pid] += int(part.addresses.size)
+            self._live.gathered(heading.sequence, part.pid, int(part.addresses.size))
         return made.frame, heading.sequence
 
     def _count(self, made: Made, packing: Packing, took_ns: int) -> None:

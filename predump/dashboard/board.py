@@ -35,7 +35,7 @@ _NUMBER_FACTS = (
 )
 _FLAG_FACTS = ("verified", "continued_equal")
 _PARTS = ("freeze", "scan", "dump", "transfer", "restore", "resume")
-_LEAST_STEP = 0.02
+_LEAST_STEP = 0.04
 """A step of the rates is at least this share of the whole time, unless a round is shorter."""
 _Point = tuple[float, int, int | None]
 _COUNTS = ("soft_dirty", "sent", "pending")
@@ -49,6 +49,7 @@ class Sample:
     at_s: float
     bytes_wire: int  # of all rounds until then
     dirty: int  # pages written since the round's scan
+    found: int  # pages that the scan found to send
 
 
 @dataclass(slots=True)
@@ -71,7 +72,11 @@ class Detail:
         """Keeps the newest page map, and a point of the rates over time."""
         self.pages = pages
         sample = Sample(
-            pages["round"], pages["at_s"], pages["bytes_wire"], pages["pages_soft_dirty"]
+            pages["round"],
+            pages["at_s"],
+            pages["bytes_wire"],
+            pages["pages_soft_dirty"],
+            pages["pages_sent"] + pages["pages_pending"],
         )
         if self.samples and self.samples[-1].at_s >= sample.at_s:
             return
@@ -123,6 +128,8 @@ class Detail:
                 points.append((sample.at_s, sample.bytes_wire, dirty))
         if end is not None:
             then = self.rounds.get(n + 1, {}).get("pages_soft_dirty")
+            if then is None:  # the next round is under way
+                then = next((s.found for s in self.samples if s.round == n + 1), None)
             total = sent + int(number(self.rounds[n], "bytes_wire"))
             points.append((end, total, None if last else then))
         return points

@@ -8,6 +8,7 @@ are chosen by whoever started the dashboard, in scenario files.
 from __future__ import annotations
 
 import asyncio
+import logging
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -50,6 +51,7 @@ READY: dict[str, str] = {"live": LIVE, "demo": DEMO}
 """Scenarios that are there without a folder of them."""
 
 MOST_SETTINGS = 40
+log = logging.getLogger(__name__)
 CALL_S = 30.0
 
 _OF_THIS_MACHINE = ("source.images", "workload.file", "costs.machine", "telemetry.mqtt")
@@ -130,12 +132,18 @@ class Control:
             if begun.done():
                 self.finished.failed(scenario.name, begun.result(), error.message)
             else:
-                begun.set_exception(ControlError(error.message))
+                _refuse(begun, error.message)
             return
-        except BaseException as error:
-            if not begun.done():
-                begun.set_exception(ControlError(f"not started: {type(error).__name__}: {error}"))
+        except asyncio.CancelledError:
+            _refuse(begun, "the dashboard ends")
             raise
+        except Exception as error:
+            log.exception("a migration that was started here failed")
+            line = f"internal error: {type(error).__name__}: {error}"
+            if begun.done():
+                self.finished.failed(scenario.name, begun.result(), line)
+            _refuse(begun, line)
+            return
         self.finished.add(result)
         if not begun.done():
             begun.set_result(result.migration_id)
@@ -178,6 +186,13 @@ class Control:
             return load_scenario(self.folder / name, overrides, check_paths=False)
         except (ScenarioError, OverrideError) as error:
             raise ControlError(str(error).replace("--set ", "")) from error
+
+
+def _refuse(begun: asyncio.Future[str], line: str) -> None:
+    """Nothing has begun, for this reason."""
+    if not begun.done():
+        begun.set_exception(ControlError(line))
+        begun.exception()  # whoever asked may have gone: nobody has to hear of it
 
 
 def texts(value: object) -> list[str]:

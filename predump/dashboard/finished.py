@@ -76,7 +76,8 @@ class Finished:
 
     def listing(self) -> dict[str, Any]:
         """All runs in short, and what is wrong with the files. Reads files: not for the loop."""
-        runs = [_short(key, run, "started here") for key, run in reversed(self._here.items())]
+        here = list(self._here.items())  # at once: the event loop may add to it
+        runs = [_short(key, run, "started here") for key, run in reversed(here)]
         troubles = []
         for number, file in enumerate(self._files):
             file.refresh()
@@ -127,8 +128,9 @@ def _short(key: str, run: Run, origin: str) -> dict[str, Any]:
     if result is not None:
         short |= {
             "policy": result.policy.kind,
-            "downtime_s": result.downtime_s.total,
-            "total_time_s": result.total_time_s,
+            # Only a task that went over was down until it was runnable there.
+            "downtime_s": result.downtime_s.total if result.owner == "destination" else None,
+            "total_time_s": result.total_time_s or None,
             "bytes_wire": result.bytes_wire,
             "rounds": len(result.rounds),
             "verified": result.verified,

@@ -25,7 +25,7 @@ from predump.dashboard.feed import FeedState, follow_broker, follow_node
 from predump.dashboard.finished import Finished
 from predump.dashboard.guard import Guard, is_loopback
 from predump.dashboard.web import Dashboard, application
-from predump.hosts import LocalHosts
+from predump.hosts import LocalHosts, NodeFailed
 from predump.runner import Hosts
 
 GRACE_S = 3
@@ -72,7 +72,11 @@ async def serve_dashboard(config: DashboardConfig, on_ready: Callable[[str], Non
         stack.callback(listening.close)
         hosts = config.hosts
         if hosts is None and not config.mqtt:
-            local = await stack.enter_async_context(LocalHosts(_ROOM))
+            allowed = [str(config.scenarios.resolve())] if config.scenarios is not None else []
+            try:
+                local = await stack.enter_async_context(LocalHosts(_ROOM, policies=allowed))
+            except TimeoutError as error:
+                raise NodeFailed("the nodes did not start in time") from error
             hosts = Hosts(local.source.address, local.dest.address)
         finished = Finished(config.results)
         control = None
@@ -135,6 +139,7 @@ def _listen(address: str) -> socket.socket:
     """The listening socket, so that port 0 and a port that is taken are known at once."""
     host, port = split_address(address)
     host = host.removeprefix("[").removesuffix("]")
+    listening = None
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listening = socket.socket(family)
@@ -142,5 +147,7 @@ def _listen(address: str) -> socket.socket:
         listening.bind((host, port))
         listening.listen(_WAITING)  # who comes before the server is ready waits
     except OSError as error:
+        if listening is not None:
+            listening.close()
         raise CannotListen(f"cannot listen on {address}: {error.strerror}") from error
     return listening

@@ -52,6 +52,9 @@ KEPT = {"lock", "store-id"}
 
 FAULT_SHARE = 0.6
 
+LEAST_TRIALS = 4
+"""However short it is."""
+
 # kind: the points where it may strike, and the rest of its file
 _KINDS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "cut-link": ((*BEFORE_COMMIT, "commit", "taken", "continue"), {}),
@@ -162,14 +165,15 @@ def draw(chance: random.Random) -> tuple[Fault, CaseSpec]:
         "policy": chance.choice(_POLICIES),
         "encoding": {"kind": chance.choice(("raw", "delta", "lz4"))},
         "verify": {"mode": chance.choice(("digest", "bytes"))},
-        "patience": {"answer": "5s", "reconnect": "1s", "settle": "3s"},
+        # A busy machine must not look like a lost host.
+        "patience": {"answer": "15s", "reconnect": "5s", "settle": "10s"},
     }
     kind, at, more = "slow-caller", "round-0", {"delay": "0s"}
     if chance.random() < FAULT_SHARE:
         kind = chance.choice(sorted(_KINDS))
         points, more = _KINDS[kind]
         at = chance.choice(points)
-    until_the_end = kind != "pause-source" and chance.random() < 0.3
+    until_the_end = kind != "pause-source" and chance.random() < 0.1
     lasts = "0s" if until_the_end else f"{chance.randrange(50, 800)}ms"
     spec = FaultSpec.model_validate(
         {
@@ -190,7 +194,6 @@ async def soak(
     """Goes on for so long; nothing was wrong and nothing leaked if `problems` is empty."""
     report = SoakReport(seed)
     chance = random.Random(seed)
-    began = time.monotonic()
     async with AsyncExitStack() as stack:
         labs = [await stack.enter_async_context(LocalLaboratory(MEMORY)) for _ in range(2)]
         lives = [
@@ -201,8 +204,8 @@ async def soak(
                 (2 - there, "destination", lab.destination_node),
             )
         ]
-        turn = 0
-        while time.monotonic() - began < seconds:
+        turn, began = 0, time.monotonic()
+        while turn < LEAST_TRIALS or time.monotonic() - began < seconds:
             fault, case = draw(chance)
             trial = await try_case(labs[turn % 2], fault, case, any_end=True)
             on_trial(trial)
@@ -213,7 +216,7 @@ async def soak(
             turn += 1
         for life in lives:
             _judge(report, life)
-    report.wall_s = time.monotonic() - began
+        report.wall_s = time.monotonic() - began
     return report
 
 
@@ -251,7 +254,7 @@ async def _look(report: SoakReport, lab: LocalLaboratory, trial: Trial) -> None:
 
 def _judge(report: SoakReport, life: _Life) -> None:
     grown = life.growth()
-    report.restarts += life.restarts
+    report.restarts += max(0, life.restarts)
     report.growth[life.name] = grown
     report.trials_of[life.name] = len(life.longest)
     if grown.rss_bytes > MOST_RSS:

@@ -83,7 +83,7 @@ async def try_case(
             await attempt.run()
     except TimeoutError:
         trial.outcome = "hung"
-        trial.problems.append(f"no end after {3 * LIMIT_S:g} s")
+        trial.problems.append(f"no end after {time.monotonic() - began:.0f} s")
     except grpc.aio.AioRpcError as error:
         trial.problems.append(f"a node refused what it must do: {error.details()}")
     finally:
@@ -152,17 +152,22 @@ class _Attempt:
         )
         self._trial.migrations += 1
         result = None
+        said = "nothing"
         try:
             async with asyncio.timeout(LIMIT_S):
                 async for event in stub.Migrate(request):
                     await self._injection.read_event()
+                    said = f"{event.phase} {event.message}"
                     if event.HasField("result"):
                         result = event.result
         except grpc.aio.AioRpcError:
             if self._fault.spec.kind != "kill-source" or again:
                 raise
         except TimeoutError:
-            self._trial.problems.append(f"the migration did not end within {LIMIT_S:g} s")
+            which = "the next migration" if again else "the migration"
+            self._trial.problems.append(
+                f"{which} did not end within {LIMIT_S:g} s; the last it said: {said}"
+            )
             raise
         finally:
             await self._injection.over()

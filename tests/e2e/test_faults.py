@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from predump.faults.soak import soak
+from predump.faults.soak import LEAST_TRIALS, soak
 from predump.faults.spec import FOLDER, Fault, load_all, load_fault
 from predump.faults.suite import run_faults
 from predump.faults.trial import Trial
@@ -29,21 +29,20 @@ def test_every_fault_ends_as_its_file_says(part: int) -> None:
     assert len(trials) == sum(len(fault.spec.case) for fault in FAULTS[part::2])
 
 
-def _expecting(name: str, at: str, outcome: str, **changes: object) -> Fault:
-    """A fault with one case, at that point, that is said to end so."""
+def _expecting(name: str, point: str, **changes: object) -> Fault:
+    """A fault with its case at that point changed."""
     fault = load_fault(FOLDER / f"{name}.toml")
-    case = next(c for c in fault.spec.case if c.at == at)
-    case = case.model_copy(update={"outcome": outcome, **changes})
+    case = next(c for c in fault.spec.case if c.at == point).model_copy(update=changes)
     return replace(fault, spec=fault.spec.model_copy(update={"case": (case,)}))
 
 
 def test_a_case_that_ends_otherwise_is_told() -> None:
     trials = run(
         [
-            _expecting("disk-full", "commit", "migrated"),
-            _expecting("frames-duplicated", "final", "rolled-back"),
-            _expecting("frames-duplicated", "final", "migrated", at="pages"),
-            _expecting("disk-full", "commit", "rolled-back", says="no such words"),
+            _expecting("disk-full", "commit", outcome="migrated"),
+            _expecting("frames-duplicated", "final", outcome="rolled-back"),
+            _expecting("frames-duplicated", "final", at="pages"),
+            _expecting("disk-full", "commit", says="no such words"),
         ]
     )
     assert [t.outcome for t in trials] == ["rolled-back", "migrated", "migrated", "rolled-back"]
@@ -55,9 +54,9 @@ def test_a_case_that_ends_otherwise_is_told() -> None:
 
 def test_a_short_soak() -> None:
     """Ten minutes of it: `make soak`."""
-    report = asyncio.run(soak(6, seed=5))
+    report = asyncio.run(soak(0, seed=5))
     assert report.problems == []
-    assert report.migrations >= 2
+    assert report.migrations >= LEAST_TRIALS
     assert report.bytes_compared > 0
     assert len(report.growth) == 4
     assert "seed 5" in report.lines()[0]

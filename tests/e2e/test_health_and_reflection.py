@@ -107,7 +107,11 @@ def test_the_health_command_has_a_status_for_each_answer(nodes: dict[str, Node])
     assert status == 1
     assert line.startswith("127.0.0.1:1: ")
     assert line.count("\n") == 1
-    assert _ask() == (2, "usage: python -m predump.health HOST:PORT\n")
+    for wrong in ((), ("a:1", "b:2"), ("a:1", "--tls"), ("a:1", "--tls-ca")):
+        status, line = _ask(*wrong)
+        assert (status, line.startswith("usage: "), line.count("\n")) == (2, True, 1)
+    status, line = _ask("127.0.0.1:1", "--tls-ca", "/no/such/file")
+    assert (status, line) == (1, "/no/such/file: cannot be read: No such file or directory\n")
 
 
 @pytest.mark.parametrize("role", ROLES)

@@ -25,17 +25,15 @@ export function drawRounds(element, rounds, most) {
     return;
   }
   const longest = most ?? Math.max(...rounds.map((r) => r.pages_sent));
-  put(element, make("ul", { class: "keys" }, ...keys([
-    ["var(--sent)", "sent, and written since last sent"], ["var(--pending)", "sent, though unchanged"],
-  ])), ...rounds.map((r) => {
-    // A page that is sent in vain was sent although it had not been written.
-    const vain = Math.max(0, r.pages_sent - (r.pages_written ?? r.pages_sent));
-    const lost = Math.max(0, (r.pages_written ?? 0) - r.pages_sent);
+  const zeros = rounds.some((r) => r.pages_zero);
+  put(element, zeros ? make("ul", { class: "keys" }, ...keys([
+    ["var(--sent)", "pages with content"], ["var(--p1)", "zero pages"],
+  ])) : null, ...rounds.map((r) => {
     const figures = `${count(r.pages_sent)} pages, ${bytes(r.bytes_wire)}, ${seconds(r.duration_s)}` +
-      (lost ? `, ${count(lost)} written and not sent` : "");
+      (r.pages_written === null ? "" : `; ${count(r.pages_written)} written`);
     return make("div", { class: "round" },
       make("span", {}, `${r.round}`),
-      track([["var(--sent)", r.pages_sent - vain], ["var(--pending)", vain]], longest,
+      track([["var(--sent)", r.pages_sent - (r.pages_zero ?? 0)], ["var(--p1)", r.pages_zero ?? 0]], longest,
         `round ${r.round}: ${figures}`),
       make("span", { class: "figures" }, figures),
       make("span", { class: "reason" }, r.reason ?? ""));

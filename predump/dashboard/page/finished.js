@@ -72,10 +72,13 @@ async function compare() {
   if (asked !== chosen.join()) return;
   const results = two.map((run) => run.result).filter(Boolean);
   const pages = Math.max(0, ...results.flatMap((r) => r.rounds.map((round) => round.pages_sent)));
-  const down = Math.max(0, ...results.map((r) => r.downtime_s.total));
+  const down = Math.max(0, ...results.filter(went).map((r) => r.downtime_s.total));
   put(element, make("section", { class: "card" }, make("h3", {}, two.length > 1 ? "Side by side" : "One run"), figures(two)),
     make("div", { class: "sides" }, ...two.map((run, k) => side(run, "AB"[k], pages, down))));
 }
+
+// Only a task that went over was down until it was runnable there.
+const went = (result) => result.owner === "destination";
 
 function side(run, letter, pages, down) {
   const card = make("section", { class: "card" }, make("h3", {}, `${letter}: ${run.name}`));
@@ -85,10 +88,10 @@ function side(run, letter, pages, down) {
   }
   const rounds = make("div"), downtime = make("div");
   drawRounds(rounds, run.result.rounds, pages);
-  drawDowntime(downtime, run.result.downtime_s, run.result.downtime_s.total, down);
+  if (went(run.result)) drawDowntime(downtime, run.result.downtime_s, run.result.downtime_s.total, down);
   card.append(rounds, downtime);
   if (run.result.mismatches.length) {
-    const first = run.result.mismatches.slice(0, 20).map((m) => make("li", {}, make("code", {}, m.start), ` ${count(m.pages)} pages`));
+    const first = run.result.mismatches.slice(0, 20).map((m) => make("li", {}, make("code", {}, m.start), ` ${m.pages === 1 ? "1 page" : `${count(m.pages)} pages`}`));
     card.append(make("p", { class: "bad" }, `${count(run.result.pages_different)} pages differ`), make("ul", {}, ...first));
   }
   return card;
@@ -97,7 +100,8 @@ function side(run, letter, pages, down) {
 function figures(two) {
   const value = (run, of) => (run.result ? of(run.result) : null);
   const lines = [
-    ["downtime", (r) => r.downtime_s.total, seconds], ["total time", (r) => r.total_time_s || null, seconds],
+    ["downtime", (r) => (went(r) ? r.downtime_s.total : null), seconds],
+    ["total time", (r) => (went(r) ? r.total_time_s : null), seconds],
     ["on the wire", (r) => r.bytes_wire, bytes], ["rounds", (r) => r.rounds.length, count],
     ["pages lost", (r) => r.pages_lost, count], ["sent for nothing", (r) => r.pages_spurious, count],
     ["pages that differ", (r) => r.pages_different, count],
@@ -114,7 +118,7 @@ function figures(two) {
     .slice(0, 40).map((name) => make("tr", {}, make("th", { scope: "row", class: "word" }, make("code", {}, name)),
       ...two.map((run) => make("td", {}, shown(run.settings[name], name))), make("td")));
   const head = ["", ...two.map((_, k) => "AB"[k]), ...(two.length > 1 ? ["B / A"] : [])];
-  return make("div", { class: "scroll" }, make("table", {},
+  return make("div", { class: "scroll" }, make("table", { class: "two" },
     make("thead", {}, make("tr", {}, ...head.map((text) => make("th", { scope: "col" }, text)))),
     make("tbody", {}, ...lines, ...settings)));
 }

@@ -78,6 +78,30 @@ def test_a_mapping_that_came_after_the_scan_has_nothing_to_send() -> None:
     assert (sum(second["sent"]), sum(second["pending"]), sum(second["soft_dirty"])) == (0, 0, 10)
 
 
+def test_pages_count_as_sent_when_their_frame_went_and_gone_ones_with_the_next() -> None:
+    mapping = vma(16, 10)
+    send = np.arange(mapping.start, mapping.end, PAGE, dtype=np.uint64)
+    there = live_round([mapping], send, 0)
+    now = [DirtyVma(1, mapping, np.zeros(10, np.bool_))]
+
+    def told() -> tuple[object, object, int]:
+        cells = there.cells(now, PAGE)
+        return cells["pages_sent"], cells["pages_pending"], there.bytes_wire
+
+    there.gathered(7, 1, 4)
+    assert told() == (0, 10, 0)
+    there.went(6, 100)  # the frame that opens the round has no pages
+    there.went(7, 4 * PAGE)
+    assert told() == (4, 6, 100 + 4 * PAGE)
+    there.skipped(1, 3)
+    there.gathered(8, 1, 2)
+    there.went(8, 2 * PAGE)
+    assert told()[:2] == (9, 1)
+    there.skipped(1, 1)
+    there.over = True
+    assert told()[:2] == (10, 0)
+
+
 def test_of_very_many_mappings_the_largest_are_shown_in_order() -> None:
     vmas = [vma(100 * k, 1 + k % 7) for k in range(1, 1000)]
     now = [DirtyVma(1, v, np.ones((v.end - v.start) // PAGE, np.bool_)) for v in vmas]

@@ -97,6 +97,15 @@ def test_rates_are_what_was_sent_and_dirtied_between_two_moments(told: Told) -> 
     assert [step["dirty"] for step in rates] == [30, 5, 10, 10, None, None]
 
 
+def test_what_the_next_round_found_to_send_was_dirtied_in_this_one(told: Told) -> None:
+    told.tell("round", a_round(0, sent=100, dirty=100, wire=1600, took=4.0))
+    assert told.detail()["rates"][0]["dirty"] is None
+    told.tell("pages", PAGES | {"round": 1, "at_s": 4.5, "pages_sent": 10, "pages_pending": 30})
+    assert told.detail()["rates"][0]["dirty"] == 10
+    told.tell("round", a_round(1, sent=41, dirty=44, wire=600, took=1.0))
+    assert told.detail()["rates"][0]["dirty"] == 11
+
+
 def test_what_was_sent_is_all_there_however_the_moments_fall(told: Told) -> None:
     for k in range(3000):
         told.tell("pages", PAGES | {"at_s": 0.01 * k, "bytes_wire": 7 * k})
