@@ -20,6 +20,7 @@ from dest_node.server import _Handlers
 from dest_node.servicer import DestinationNode
 from dest_node.store import StateDirectory
 from livemigration.drill import Drill
+from livemigration.observe.metrics import DestinationMetrics
 from livemigration.ownership import Ownership
 from livemigration.telemetry import Telemetry
 from livemigration.v1 import destination_node_pb2_grpc
@@ -99,7 +100,12 @@ class Network:
                 return
             store = StateDirectory(self._folder / directory)
             node = DestinationNode(
-                host_id="dest", version="", store=store, telemetry=Silent(), drill=Drill()
+                host_id="dest",
+                version="",
+                store=store,
+                telemetry=Silent(),
+                drill=Drill(),
+                metrics=DestinationMetrics(host_id="dest", version=""),
             )
             node._warm.wait = lambda: None  # type: ignore[method-assign]  # warm already
             node._warm.start = lambda: None  # type: ignore[method-assign]

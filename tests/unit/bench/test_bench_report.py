@@ -34,5 +34,5 @@ def test_figures_are_printed_and_written(tmp_path: Path) -> None:
 def test_unknown_group_is_refused_with_those_there_are() -> None:
     done = run("contents")
     assert done.returncode == 2
-    there = "model, content, encoding, stream, migration, speed"
+    there = "model, content, encoding, stream, migration, page-server, speed"
     assert f"no group contents: there are {there}" in done.stderr
