@@ -309,7 +309,7 @@ class GrpcTransport:
     async def _write(self, frame: bytes) -> None:
         assert self._stream is not None
         try:
-            await self._stream.write(frame)
+            await self._put(frame)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError):
             # What a failed write says is not why the stream ended: that is the reader's to learn.
             await self._reconnect()
@@ -348,6 +348,22 @@ class GrpcTransport:
             if time.monotonic() > deadline:
                 raise DestinationLost(f"destination {self._address}: the transfer keeps breaking")
 
+    async def _put(self, frame: bytes) -> None:
+        """Writes to the stream for as long as that is read.
+
+        gRPC lets a write to a call that was cancelled before it began wait for ever.
+        """
+        assert self._stream is not None
+        assert self._reader is not None
+        writing = asyncio.ensure_future(_result(self._stream.write(frame)))
+        try:
+            await asyncio.wait([writing, self._reader], return_when=asyncio.FIRST_COMPLETED)
+            if not writing.done():
+                raise asyncio.InvalidStateError("the transfer has ended")
+            writing.result()
+        finally:
+            writing.cancel()
+
     def _may_try_again(self, broken: grpc.aio.AioRpcError) -> bool:
         """Whether what is not acknowledged is worth being sent again.
 
@@ -366,7 +382,7 @@ class GrpcTransport:
         assert self._stream is not None
         for _, frame in list(self._window):
             try:
-                await self._stream.write(frame)
+                await self._put(frame)
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
                 return False
             except asyncio.CancelledError:
