@@ -464,11 +464,12 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
     async def GetMigration(
         self, request: destination_node_pb2.GetMigrationRequest, context: _Context
     ) -> destination_node_pb2.MigrationStatus:
-        """How far a migration is."""
+        """How far a migration is; without an id, the one whose task is here."""
         async with answering(context):
             if self._lost and request.migration_id == self._lost:
                 return self._status_of_lost()
-            self._find(request.migration_id)
+            if request.migration_id or self._incoming is None:
+                self._find(request.migration_id)
             return self._status()
 
     async def Continue(

@@ -338,6 +338,7 @@ class GetMigrationRequest(_message.Message):
 
     MIGRATION_ID_FIELD_NUMBER: _builtins.int
     migration_id: _builtins.str
+    """empty: the one whose task is here, if there is one"""
     def __init__(
         self,
         *,

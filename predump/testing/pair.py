@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -76,6 +76,11 @@ class Pair:
         self.worn = worn or result.owner == "in-doubt"
         return result
 
+    def is_idle(self) -> bool:
+        """Whether both nodes answer and neither has a task: as a new pair would be."""
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(asyncio.run, _idle(self)).result()
+
     def _scenario(
         self, given: Scenario | Mapping[str, Any] | str | Path | None, changes: Mapping[str, object]
     ) -> Scenario:
@@ -95,6 +100,39 @@ class Pair:
             return load_scenario(given, overrides)
         return scenario_from_mapping(
             given if given is not None else tomllib.loads(SMALL), overrides
+        )
+
+
+async def _idle(pair: Pair) -> bool:
+    import grpc
+    import grpc.aio
+
+    from livemigration.channel import open_channel
+    from livemigration.v1 import common_pb2, destination_node_pb2, source_node_pb2
+    from livemigration.v1 import destination_node_pb2_grpc as dest_grpc
+    from livemigration.v1 import source_node_pb2_grpc as source_grpc
+
+    async def free(call: Awaitable[Any]) -> bool:
+        try:
+            ownership = (await call).ownership
+        except grpc.aio.AioRpcError as error:
+            return error.code() in (
+                grpc.StatusCode.FAILED_PRECONDITION,  # a source without a task
+                grpc.StatusCode.NOT_FOUND,  # a destination without one
+            )
+        return ownership in (
+            common_pb2.OWNERSHIP_STATE_RELEASED,
+            common_pb2.OWNERSHIP_STATE_ABORTED,
+        )
+
+    async with (
+        open_channel(pair.source.address) as here,
+        open_channel(pair.destination.address) as there,
+    ):
+        source: source_grpc.SourceNodeAsyncStub = source_grpc.SourceNodeStub(here)
+        dest: dest_grpc.DestinationNodeAsyncStub = dest_grpc.DestinationNodeStub(there)
+        return await free(source.GetTask(source_node_pb2.GetTaskRequest(), timeout=5)) and (
+            await free(dest.GetMigration(destination_node_pb2.GetMigrationRequest(), timeout=5))
         )
 
 

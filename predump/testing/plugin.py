@@ -71,8 +71,8 @@ def predump_pair(request: pytest.FixtureRequest, _predump_lasting_pair: _Lasting
     """A source and a destination to migrate between: `predump_pair.migrate(scenario)`.
 
     The two processes serve one test after another; they are started anew where a test has ended
-    one, or a migration has had no result. The markers `predump_hunks_off` and `predump_network` say
-    what is wrong with this test's.
+    one or left a task, or a migration has had no result. The markers `predump_hunks_off` and
+    `predump_network` say what is wrong with this test's.
     """
     from predump.testing.network import faulty_network
     from predump.testing.pair import Pair
@@ -138,7 +138,9 @@ class _Lasting:
 
         if self._pair is not None:
             nodes = (self._pair.source, self._pair.destination)
-            if self._pair.worn or any(node.process.poll() is not None for node in nodes):
+            dead = any(node.process.poll() is not None for node in nodes)
+            # A test may have spoken to the nodes by itself, and have left them a task.
+            if dead or self._pair.worn or not self._pair.is_idle():
                 self._stack.close()
                 self._pair = None
         if self._pair is None:

@@ -7,6 +7,7 @@ import contextlib
 import importlib.metadata
 import socket
 import subprocess
+import tomllib
 from pathlib import Path
 
 import grpc
@@ -15,13 +16,15 @@ import pytest
 from livemigration.v1 import (
     common_pb2,
     destination_node_pb2_grpc,
+    source_node_pb2,
     source_node_pb2_grpc,
 )
+from predump.scenario import scenario_from_mapping
 from predump.testing.broker import Broker
 from predump.testing.criu import CriuHost
 from predump.testing.network import Faults, faulty_network
 from predump.testing.nodes import Node, NodeError, running_node
-from predump.testing.pair import Pair
+from predump.testing.pair import SMALL, Pair
 
 pytest_plugins = ["pytester"]
 
@@ -74,6 +77,27 @@ def test_a_dead_host_is_told_and_the_next_test_has_a_new_one(
     assert result.exit_code == 1
     lasting = request.getfixturevalue("_predump_lasting_pair")
     assert lasting.pair(request).migrate().exit_code == 0
+
+
+async def test_a_task_left_behind_is_not_the_next_tests(
+    predump_pair: Pair, request: pytest.FixtureRequest
+) -> None:
+    assert predump_pair.is_idle()
+    async with grpc.aio.insecure_channel(predump_pair.source.address) as channel:
+        stub = source_node_pb2_grpc.SourceNodeStub(channel)
+        spec = scenario_from_mapping(tomllib.loads(SMALL))
+        start = source_node_pb2.StartTaskRequest(clock="virtual")
+        start.spec.update(spec.task.to_struct())
+        await stub.StartTask(start)
+        assert not predump_pair.is_idle()
+        migrate = source_node_pb2.MigrateRequest(destination=predump_pair.destination_address)
+        migrate.spec.update(spec.migration.to_struct())
+        results = [e.result async for e in stub.Migrate(migrate) if e.HasField("result")]
+        await stub.StopTask(source_node_pb2.StopTaskRequest())
+    assert results[0].verified
+    assert not predump_pair.is_idle()  # the destination has it
+    lasting = request.getfixturevalue("_predump_lasting_pair")
+    assert lasting.pair(request).is_idle()
 
 
 async def test_single_hosts_answer_at_their_addresses(
