@@ -17,7 +17,7 @@ SEARCH_SEEDS ?= 10
 SOAK_MINUTES ?= 10
 SOAK_SEED ?=
 
-.PHONY: help demo test setup setup-dev warm lint format types imports stubs unit proto lock bench fuzz \
+.PHONY: help demo test tests setup setup-dev warm lint format types imports stubs unit proto lock bench fuzz \
 	fuzz-criu-images fuzz-criu-rpc fuzz-jit fuzz-page-server mutate-hunks search-hunks shortest faults soak \
 	picture compose compose-test compose-clean clean
 
@@ -27,7 +27,10 @@ help: ## list the targets
 demo: setup ## migrate 256 MiB twice, the second time with a hunk of the patch off
 	@$(BIN)/predump demo
 
-test: lint types unit ## every check and the whole test suite
+test: setup-dev ## every check and the whole test suite
+	@echo 'checking the sources and compiling the model (some minutes where it is not cached yet) ...'
+	@$(MAKE) --no-print-directory -j 2 --output-sync=target lint types warm
+	@$(MAKE) --no-print-directory tests
 	@echo 'make test: all passed'
 
 setup:
@@ -62,6 +65,9 @@ stubs: setup-dev
 
 # Two halves: what may share the machine, and what measures it.
 unit: warm ## the tests alone (PYTEST_ARGS=... is passed on)
+	@$(MAKE) --no-print-directory tests
+
+tests: setup-dev
 	@echo '== tests'
 	@$(BIN)/python -m pytest -n 2 -m 'not alone and not compose' $(PYTEST_ARGS)
 	@echo '== tests that need the machine to themselves'

@@ -79,7 +79,7 @@ def dask_workers(address: str) -> Iterator[Cluster]:
         ) from error
     cluster: Any = distributed  # its functions have no types
     try:
-        client = cluster.Client(address, timeout=10)
+        client = cluster.Client(address, timeout=5)
     except (OSError, TimeoutError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise SweepError(f"no Dask scheduler answers at {address}: {reason}") from error

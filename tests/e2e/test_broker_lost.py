@@ -17,12 +17,12 @@ from predump.testing.broker import running_broker
 SCENARIO = Path(__file__).resolve().parents[2] / "scenarios/quickstart.toml"
 SLOW = (
     "clock=wall",
-    "memory=32MiB",
+    "memory=16MiB",
     "link.bandwidth=80Mbit/s",
     "workload.rate='2000 pages/s'",
     "policy.kind=fixed",
     "policy.rounds=2",
-    "migration.run_after=5s",
+    "migration.run_after=3s",
 )
 
 

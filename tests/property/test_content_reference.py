@@ -515,7 +515,7 @@ def folio_step() -> st.SearchStrategy[Step]:
     return st.sampled_from(FOLIO_VERBS).flatmap(build)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_large_folios_hold_what_was_written(data: st.DataObject) -> None:
     dbm = data.draw(st.booleans(), "dbm")
