@@ -75,8 +75,13 @@ def _running(program: Path, size: int) -> Iterator[int]:
     # Every second page of the last quarter stays untouched: 7/8 are filled.
     pages = size // _PAGE * 8 // 7
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+    # -R: a heap put somewhere by chance would lie where the program wants its pages.
     process = subprocess.Popen(
-        [program, str(pages), "1"], start_new_session=True, env={}, cwd="/", **quiet
+        ["setarch", "-R", program, str(pages), "1"],
+        start_new_session=True,
+        env={"PATH": "/usr/bin:/bin"},
+        cwd="/",
+        **quiet,
     )
     try:
         _wait(partial(_counts, process.pid))
