@@ -70,7 +70,7 @@ unit: warm ## the tests alone (PYTEST_ARGS=... is passed on)
 
 tests: setup-dev
 	@echo '== tests'
-	@$(BIN)/python -m pytest -n 3 -m 'not alone and not compose' $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n 3 --dist worksteal -m 'not alone and not compose' $(PYTEST_ARGS)
 	@echo '== tests that need the machine to themselves'
 	@$(BIN)/python -m pytest -m 'alone or compose' $(PYTEST_ARGS)
 
