@@ -102,9 +102,7 @@ class SourcesLocator(_CacheLocator):
     @classmethod
     def from_function(cls, py_func: Callable[..., Any], py_file: str) -> Self:
         """The locator of a function; Numba asks for one when the function is decorated."""
-        locator = cls(py_func)
-        Path(locator.get_cache_path()).mkdir(parents=True, exist_ok=True)
-        return locator
+        return cls(py_func)
 
     def get_cache_path(self) -> str:
         """The directory of the function's files."""

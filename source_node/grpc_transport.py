@@ -129,7 +129,6 @@ class GrpcTransport:
         self._stream: _Stream | None = None
         self._reader: asyncio.Task[None] | None = None
         self._window: deque[tuple[int, bytes]] = deque()
-        self._unsent: int = 0
         self._changed = asyncio.Condition()
         self._broken: grpc.aio.AioRpcError | None = None
         self._pages: PageStream | None = None

@@ -404,12 +404,7 @@ class SourceNode(source_node_pb2_grpc.SourceNodeServicer):
     ) -> source_node_pb2.TaskStatus:
         """Another policy for the migration under way, from the end of this round on."""
         async with answering(context):
-            running = self._running
-            hosted = self._need_task()
-            if running is None or running.work is None or running.work.done():
-                raise WrongState("no migration is under way")
-            if request.migration_id and request.migration_id != hosted.migration_id:
-                raise UnknownMigration(f"migration {request.migration_id!r} is not under way here")
+            hosted, running, _ = self._need_migration(request.migration_id)
             values = json_format.MessageToDict(request.policy)
             spec = MigrationSpec.from_struct({"policy": values}).policy
             if not running.migration.change_policy(spec, build_policy(spec, self._policies)):
@@ -423,16 +418,11 @@ class SourceNode(source_node_pb2_grpc.SourceNodeServicer):
     ) -> source_node_pb2.TaskStatus:
         """Ends the migration under way; returns when the task runs here again."""
         async with answering(context):
-            running = self._running
-            hosted = self._need_task()
-            if running is None or running.work is None or running.work.done():
-                raise WrongState("no migration is under way")
-            if request.migration_id and request.migration_id != hosted.migration_id:
-                raise UnknownMigration(f"migration {request.migration_id!r} is not under way here")
+            hosted, running, work = self._need_migration(request.migration_id)
             if hosted.ownership.state is Ownership.SERVING:
                 raise WrongState("the task runs at the destination already, and needs its pages")
             running.migration.request_abort("on request")
-            await asyncio.wait([running.work])
+            await asyncio.wait([work])
             return self._status()
 
     async def Settle(
@@ -474,6 +464,16 @@ class SourceNode(source_node_pb2_grpc.SourceNodeServicer):
         if self._hosted is None:
             raise WrongState("this host has no task; start one first")
         return self._hosted
+
+    def _need_migration(self, migration_id: str) -> tuple[HostedTask, _Running, asyncio.Task[None]]:
+        """What is under way; `migration_id`: the one that the caller means, "" for any."""
+        hosted = self._need_task()
+        running = self._running
+        if running is None or running.work is None or running.work.done():
+            raise WrongState("no migration is under way")
+        if migration_id and migration_id != hosted.migration_id:
+            raise UnknownMigration(f"migration {migration_id!r} is not under way here")
+        return hosted, running, running.work
 
     def _migrating(self) -> bool:
         running = self._running

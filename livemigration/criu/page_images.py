@@ -8,33 +8,24 @@ not left to the parent. Runs that follow one another with the same flags become 
 from __future__ import annotations
 
 import os
-import struct
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Protocol, Self
 
 from livemigration.criu.errors import ImageError
-from livemigration.criu.magic import COMMON_MAGIC, PAGEMAP_MAGIC, PageFlags
+from livemigration.criu.magic import PAGEMAP_MAGIC, PageFlags
+from livemigration.criu.page_writer import Flavour
 from livemigration.criu.pb.pagemap_pb2 import PagemapEntry, PagemapHead
+from livemigration.criu.record_writer import header, record
 from livemigration.criu.records import Records
 
-_U32: Final = struct.Struct("<I")
 _MOST_COMPAT: Final = (1 << 32) - 1
 _MOST_END: Final = (1 << 64) - 1
 _DUMP_AGAIN: Final = "dump again"
-
-
-class CountField(Enum):
-    """Where an entry's number of pages is: CRIU reads its own, and `BOTH` is read by all."""
-
-    BOTH = "both"
-    COMPAT = "4.1"  # up to 4.1.1
-    LONG = "4.2"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,7 +87,7 @@ class PageImage:
         pages_id: int,
         page_size: int,
         *,
-        count_field: CountField = CountField.BOTH,
+        flavour: Flavour = Flavour.BOTH,
     ) -> None:
         """Makes the files, which must not be there. Raises ImageError."""
         self.file = folder / pagemap_name
@@ -107,7 +98,7 @@ class PageImage:
         self.entries = 0
         self.end = 0
         """Where the last entry ends: the next one must not begin before."""
-        self._count_field = count_field
+        self._flavour = flavour
         self._entry: tuple[int, int, int] | None = None  # start, pages, flags
         try:
             self._pagemap = self.file.open("xb")
@@ -116,8 +107,7 @@ class PageImage:
             )
         except OSError as error:
             raise self._error(error) from None
-        self._pagemap.write(_U32.pack(COMMON_MAGIC) + _U32.pack(PAGEMAP_MAGIC))
-        self._put(PagemapHead(pages_id=pages_id).SerializeToString())
+        self._put(header(PAGEMAP_MAGIC) + record(PagemapHead(pages_id=pages_id)))
 
     def __enter__(self) -> Self:
         return self
@@ -173,18 +163,18 @@ class PageImage:
         start, pages, flags = self._entry
         self.entries += 1
         entry = PagemapEntry(vaddr=start, flags=int(flags))
-        if self._count_field is not CountField.LONG and pages <= _MOST_COMPAT:
+        if self._flavour is not Flavour.NEW and pages <= _MOST_COMPAT:
             entry.compat_nr_pages = pages
         else:
             entry.compat_nr_pages = 0
-        if self._count_field is not CountField.COMPAT:
+        if self._flavour is not Flavour.OLD:
             entry.nr_pages = pages
         self._entry = None
-        self._put(entry.SerializeToString())
+        self._put(record(entry))
 
-    def _put(self, record: bytes) -> None:
+    def _put(self, data: bytes) -> None:
         try:
-            self._pagemap.write(_U32.pack(len(record)) + record)
+            self._pagemap.write(data)
         except OSError as error:
             raise self._error(error) from None
 

@@ -19,8 +19,6 @@ import zstandard
 
 from livemigration.errors import DamagedFrame
 
-ZSTD_LEVELS = (1, 19)
-
 ZSTD_LEVEL_PERCENT = (
     *(100, 140, 190, 270, 390, 520, 630, 780, 850, 1000),
     *(1300, 1320, 5300, 5700, 6300, 9500, 10500, 11800, 13700),

@@ -18,8 +18,6 @@ from livemigration.telemetry import Telemetry
 from livemigration.telemetry.messages import ENDED_STATES
 
 LogFormat = Literal["text", "json"]
-FORMATS: Final = ("text", "json")
-LEVELS: Final = ("debug", "info", "warning", "error")
 
 OURS: Final = ("livemigration", "source_node", "dest_node", "predump")
 """Loggers that follow the chosen level. What libraries log is shown from warnings on."""

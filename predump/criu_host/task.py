@@ -102,11 +102,6 @@ class SimulatedTask:
                 self.tracker.reset(self.task)
         return found
 
-    async def pass_time(self, duration_ns: int) -> None:
-        """Virtual clock: so long takes what is done while the task runs."""
-        if not self.wall and self.execution.running:
-            await asyncio.to_thread(self.execution.advance, duration_ns)
-
     async def end(self, status: int) -> None:
         """The task is no more; its memory is given back."""
         await self.execution.close()

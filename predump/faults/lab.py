@@ -25,11 +25,11 @@ import grpc.aio
 from livemigration.channel import open_channel, why
 from livemigration.errors import MigrationError
 from livemigration.v1 import common_pb2, destination_node_pb2_grpc
-from predump.faults.broker import Broker
 from predump.faults.clock import JumpingClock
 from predump.faults.link import Gate, Link
 from predump.faults.relay import Relay, Watcher
 from predump.hosts import NodeProcess, state_folder
+from predump.testing.broker import Broker, BrokerError
 
 READY_S = 30.0
 _POLL_S = 0.05
@@ -156,7 +156,7 @@ class LocalLaboratory:
                     node.environment = self._clock.environment
             if self._with_broker:
                 self._broker = Broker(self.folder)
-                await self._broker.start()
+                await self._start_broker(self._broker)
                 for node in (self.source_node, self.destination_node):
                     node.arguments = [*node.arguments, "--mqtt", self._broker.url]
             await asyncio.gather(self.source_node.start(), self.destination_node.start())
@@ -187,7 +187,7 @@ class LocalLaboratory:
             await self._relay.close()
         await asyncio.gather(self.source_node.stop(), self.destination_node.stop())
         if self._broker is not None:
-            await self._broker.kill()
+            await asyncio.to_thread(self._broker.kill)
         shutil.rmtree(self.state_dir, ignore_errors=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -284,12 +284,18 @@ class LocalLaboratory:
         """kill -9 of the broker."""
         if self._broker is None:
             raise NotHere("this laboratory has no broker")
-        await self._broker.kill()
+        await asyncio.to_thread(self._broker.kill)
 
     async def bring_broker(self) -> None:
         """It is started again, on its port."""
         if self._broker is not None:
-            await self._broker.start()
+            await self._start_broker(self._broker)
+
+    async def _start_broker(self, broker: Broker) -> None:
+        try:
+            await asyncio.to_thread(broker.start)
+        except BrokerError as error:
+            raise NotHere(str(error)) from error
 
     async def fill_disk(self) -> None:
         """No file of the destination can grow: what a full disk and a used-up quota have in common.

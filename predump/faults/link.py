@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 CHUNK = 65536
+_POLL_S = 0.01
 
 
 @dataclass
@@ -29,6 +30,10 @@ class Link:
     def sever(self) -> None:
         """Ends all connections and lets none be made."""
         self.cut = True
+        self.abort()
+
+    def abort(self) -> None:
+        """Ends all connections."""
         for writer in self._writers:
             writer.transport.abort()
 
@@ -46,14 +51,23 @@ class Link:
         self.rate = 0
         self._open.set()
 
-    async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def admit(self, size: int, *, towards: bool) -> None:
+        """Returns when so many bytes may pass, `towards` the target or back from it.
+
+        Raises ConnectionError if they may not.
+        """
+        await self._open.wait()
+        if self.rate:
+            await asyncio.sleep(size / self.rate)
+        self.passed += size
+
+    async def carry(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, towards: bool
+    ) -> None:
         """One direction of a connection."""
         with suppress(ConnectionError):
             while data := await reader.read(CHUNK):
-                await self._open.wait()
-                if self.rate:
-                    await asyncio.sleep(len(data) / self.rate)
-                self.passed += len(data)
+                await self.admit(len(data), towards=towards)
                 writer.write(data)
                 await writer.drain()
         with suppress(ConnectionError, RuntimeError):
@@ -66,6 +80,11 @@ class Link:
     def drop(self, *writers: asyncio.StreamWriter) -> None:
         """They do not any more."""
         self._writers.difference_update(writers)
+
+    async def idle(self) -> None:
+        """Returns when nothing belongs to a connection."""
+        while self._writers:
+            await asyncio.sleep(_POLL_S)
 
 
 class Gate:
@@ -93,15 +112,20 @@ class Gate:
             return
         self._link.hold(writer, out)
         try:
-            await asyncio.gather(self._link.carry(reader, out), self._link.carry(back, writer))
+            await asyncio.gather(
+                self._link.carry(reader, out, towards=True),
+                self._link.carry(back, writer, towards=False),
+            )
         finally:
+            for end in (writer, out):
+                end.transport.abort()
+            await asyncio.gather(writer.wait_closed(), out.wait_closed(), return_exceptions=True)
             self._link.drop(writer, out)
-            writer.transport.abort()
-            out.transport.abort()
 
     async def close(self) -> None:
         """Ends what is left."""
-        self._link.heal()
-        self._link.sever()
         if self._server is not None:
             self._server.close()
+        self._link.heal()
+        self._link.sever()
+        await self._link.idle()

@@ -6,16 +6,13 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from predump.testing.nodes import START_S, STOP_S, NodeError
-
-_POLL_S: Final = 0.02
+from predump.testing.nodes import NodeError, running_service
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,28 +74,6 @@ def running_criu_host(
     command = ["criu", "service", "--socket", str(socket), "--pid", "1000", *arguments]
     for file in files:
         command += ["--scenario", file]
-    with (
-        log.open("wb") as output,
-        subprocess.Popen(
-            [sys.executable, "-m", "predump", *command],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-        ) as process,
-    ):
-        try:
-            deadline = time.monotonic() + START_S
-            while not socket.exists():
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise NodeError(f"the CRIU service did not start; it said:\n{log.read_text()}")
-                time.sleep(_POLL_S)
-            pids = tuple(1000 + number for number in range(len(files)))
-            yield CriuHost(socket, install(folder / "bin", socket), pids, log)
-            process.terminate()
-            status = process.wait(STOP_S)
-            if status:
-                raise NodeError(f"the CRIU service ended with {status}:\n{log.read_text()}")
-        finally:
-            process.kill()
-    if "Traceback (most recent call last)" in log.read_text():
-        raise NodeError(f"the CRIU service printed a traceback:\n{log.read_text()}")
+    with running_service("the CRIU service", log, socket, *command):
+        pids = tuple(1000 + number for number in range(len(files)))
+        yield CriuHost(socket, install(folder / "bin", socket), pids, log)

@@ -62,39 +62,51 @@ def running_node(
     number = len(list(folder.glob(f"{role}-*.log")))
     log, port_file = folder / f"{role}-{number}.log", folder / f"{role}-{number}.address"
     command = ["serve", role, "--listen", f"{host}:0", "--port-file", port_file, *arguments]
+    with running_service(f"the {role}", log, port_file, *command) as process:
+        yield Node(role, port_file.read_text().strip(), process, log)
+
+
+@contextmanager
+def running_service(
+    name: str, log: Path, ready: Path, *arguments: str | Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    """`predump` with these arguments, for as long as the context lasts, from when `ready` is there.
+
+    Raises NodeError as `running_node` does.
+    """
     with (
         log.open("wb") as output,
         subprocess.Popen(
-            [sys.executable, "-m", "predump", *map(str, command)],
+            [sys.executable, "-m", "predump", *map(str, arguments)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
         ) as process,
     ):
         try:
-            yield Node(role, _address(port_file, process, log), process, log)
+            _wait_for(ready, process, name, log)
+            yield process
             process.terminate()
             try:
                 status = process.wait(STOP_S)
             except subprocess.TimeoutExpired:
-                raise _error(f"the {role} did not end within {STOP_S:g} s", log) from None
+                raise _error(f"{name} did not end within {STOP_S:g} s", log) from None
             if status not in (0, -signal.SIGKILL):
-                raise _error(f"the {role} ended with status {status}", log)
+                raise _error(f"{name} ended with status {status}", log)
         finally:
             process.kill()
     if "Traceback (most recent call last)" in log.read_text(errors="replace"):
-        raise _error(f"the {role} printed a traceback", log)
+        raise _error(f"{name} printed a traceback", log)
 
 
-def _address(port_file: Path, process: subprocess.Popen[bytes], log: Path) -> str:
+def _wait_for(ready: Path, process: subprocess.Popen[bytes], name: str, log: Path) -> None:
     deadline = time.monotonic() + START_S
-    while not port_file.exists():
+    while not ready.exists():
         if process.poll() is not None:
-            raise _error("the node did not start", log)
+            raise _error(f"{name} did not start", log)
         if time.monotonic() > deadline:
-            raise _error(f"the node did not listen within {START_S:g} s", log)
+            raise _error(f"{name} did not listen within {START_S:g} s", log)
         time.sleep(_POLL_S)
-    return port_file.read_text().strip()
 
 
 def _error(what: str, log: Path) -> NodeError:

@@ -25,8 +25,8 @@ _MARKERS: Final = (
     "patch (`predump hunks list` names them)",
     "predump_tasks(*scenarios): scenario files of the tasks that this test's predump_criu_rpc or "
     "predump_criu begins with; without, one small task",
-    "predump_network(cut_after=0, cuts=1, silent=False, bytes_per_s=0): the network of this test's "
-    "predump_pair breaks after so many bytes, falls silent, or is slow",
+    "predump_network(cut_after=0, cuts=1, silent=False, bytes_per_s=0, spared=0): the network of "
+    "this test's predump_pair breaks after so many bytes, falls silent, or is slow",
 )
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from predump.hosts import LocalHosts
 from predump.overrides import parse_override
 from predump.result import Result
-from predump.runner import run_scenario
+from predump.runner import Hosts, run_scenario
 from predump.scenario import Scenario, load_scenario
-from tests.e2e.cutter import Cutter, relayed
+from predump.testing.network import Faults, Network, between
 
 SCENARIO = Path(__file__).resolve().parents[2] / "scenarios/quickstart.toml"
 MIB = 1 << 20
@@ -19,17 +19,21 @@ def _scenario(*sets: str) -> Scenario:
     return load_scenario(SCENARIO, [parse_override(s) for s in (*small, *sets)])
 
 
-async def _run(scenario: Scenario, cut_after: int, cuts: int) -> tuple[Result, Cutter]:
+async def _over(hosts: LocalHosts, scenario: Scenario, faults: Faults) -> tuple[Result, Network]:
+    async with between(hosts.dest.address, faults) as network:
+        through = Hosts(hosts.source.address, network.address)
+        return await run_scenario(scenario, hosts=through), network
+
+
+async def _run(scenario: Scenario, cut_after: int, cuts: int) -> tuple[Result, Network]:
     async with LocalHosts(scenario.task.memory) as hosts:
-        cutter = Cutter(hosts.dest.address, cut_after, cuts)
-        async with relayed(hosts, cutter) as between:
-            return await run_scenario(scenario, hosts=between), cutter
+        return await _over(hosts, scenario, Faults(cut_after, cuts))
 
 
 def test_a_stream_that_breaks_again_and_again_loses_and_doubles_nothing() -> None:
     scenario = _scenario()
-    result, cutter = asyncio.run(_run(scenario, 5 * MIB + 12345, 5))
-    assert cutter.cuts == 5
+    result, network = asyncio.run(_run(scenario, 5 * MIB + 12345, 5))
+    assert network.cuts == 5
     assert result.exit_code == 0
     assert result.continued_equal is True
     whole, _ = asyncio.run(_run(scenario, 0, 0))
@@ -39,8 +43,8 @@ def test_a_stream_that_breaks_again_and_again_loses_and_doubles_nothing() -> Non
 
 
 def test_a_break_on_the_wall_clock_is_made_good_as_well() -> None:
-    result, cutter = asyncio.run(_run(_scenario("clock=wall"), 12 * MIB, 2))
-    assert cutter.cuts == 2
+    result, network = asyncio.run(_run(_scenario("clock=wall"), 12 * MIB, 2))
+    assert network.cuts == 2
     assert result.exit_code == 0
     assert result.continued_equal is True
 
@@ -49,15 +53,12 @@ async def test_deltas_find_their_bases_after_a_break() -> None:
     """Cut where rounds are nearly all deltas, of versions that were sent before the break."""
     scenario = _scenario("encoding.kind=delta", "workload.rate='40000 pages/s'")
     async with LocalHosts(scenario.task.memory) as hosts:
-        uncut = Cutter(hosts.dest.address, 0, 0)
-        async with relayed(hosts, uncut) as between:
-            whole = await run_scenario(scenario, hosts=between)
-        later = uncut.passed - 32 * MIB  # after round 0
+        whole, uncut = await _over(hosts, scenario, Faults())
+        later = uncut.bytes_passed - 32 * MIB  # after round 0
         assert later > 0.9 * sum(r.bytes_wire for r in whole.rounds[1:]) > 100_000
-        cutter = Cutter(hosts.dest.address, later // 8, 5, passed=-32 * MIB)
-        async with relayed(hosts, cutter) as between:
-            result = await run_scenario(scenario, hosts=between)
-    assert cutter.cuts == 5
+        faults = Faults(later // 8, 5, spared=32 * MIB)
+        result, network = await _over(hosts, scenario, faults)
+    assert network.cuts == 5
     assert result.exit_code == 0 and result.continued_equal is True
     assert result.rounds == whole.rounds
     assert result.delta_cache == whole.delta_cache

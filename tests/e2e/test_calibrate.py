@@ -13,6 +13,7 @@ from tests.e2e.node import predump
 from tests.unit.host.kernel_here import PAGE, needs
 
 
+@pytest.mark.alone  # some costs are differences of times, which others that work would swamp
 @needs("wp-async")
 def test_a_calibrated_machine_predicts_what_this_host_then_does(tmp_path: Path) -> None:
     machine = tmp_path / "mine.toml"

@@ -17,9 +17,9 @@ from livemigration.v1 import (
 from predump.hosts import LocalHosts
 from predump.inprocess import migrate_in_process
 from predump.result import Result
-from predump.runner import run_scenario
+from predump.runner import Hosts, run_scenario
 from predump.scenario import Scenario, scenario_from_mapping
-from tests.e2e.cutter import Cutter, relayed
+from predump.testing.network import Faults, Network, between
 from tests.e2e.node import node, predump
 
 PAGE = 4096
@@ -37,17 +37,19 @@ def scenario(**tables: Any) -> Scenario:
     return scenario_from_mapping({**TABLES, **tables})
 
 
-async def cut(made: Scenario, cut_after: int, cuts: int) -> tuple[Result, Cutter]:
-    async with LocalHosts(made.task.memory) as hosts:
-        cutter = Cutter(hosts.dest.address, cut_after, cuts)
-        async with relayed(hosts, cutter) as between:
-            return await run_scenario(made, hosts=between), cutter
+async def cut(made: Scenario, cut_after: int, cuts: int) -> tuple[Result, Network]:
+    async with (
+        LocalHosts(made.task.memory) as hosts,
+        between(hosts.dest.address, Faults(cut_after, cuts)) as network,
+    ):
+        through = Hosts(hosts.source.address, network.address)
+        return await run_scenario(made, hosts=through), network
 
 
 @pytest.mark.parametrize("clock", ["virtual", "wall"])
 def test_a_page_stream_that_breaks_is_resumed_and_no_page_is_lost_or_doubled(clock: str) -> None:
-    result, cutter = asyncio.run(cut(scenario(clock=clock), 2 * MIB + 12345, 3))
-    assert cutter.cuts == 3
+    result, network = asyncio.run(cut(scenario(clock=clock), 2 * MIB + 12345, 3))
+    assert network.cuts == 3
     assert result.exit_code == 0, result.error
     assert result.continued_equal is True
     came = result.post_copy
@@ -137,22 +139,20 @@ async def lose_destination(phase: str) -> list[Any]:
 
 async def pull_the_cable(made: Scenario) -> tuple[Any, Any]:
     """(the migration's result at the source, how it is at the destination)."""
-    async with LocalHosts(made.task.memory) as hosts:
-        cutter = Cutter(hosts.dest.address, 2 * MIB, 1, silent=True)
-        async with (
-            relayed(hosts, cutter) as between,
-            open_channel(hosts.source.address) as channel,
-            open_channel(hosts.dest.address) as beside,
-        ):
-            stub = source_node_pb2_grpc.SourceNodeStub(channel)
-            result = await migrate(stub, made, between.dest)
-            assert cutter.cuts == 1
-            there: Any = destination_node_pb2_grpc.DestinationNodeStub(beside)
-            status = await there.GetMigration(
-                destination_node_pb2.GetMigrationRequest(migration_id=result.migration_id)
-            )
-            await cutter.close()
-            return result, status.post_copy
+    async with (
+        LocalHosts(made.task.memory) as hosts,
+        between(hosts.dest.address, Faults(2 * MIB, silent=True)) as network,
+        open_channel(hosts.source.address) as channel,
+        open_channel(hosts.dest.address) as beside,
+    ):
+        stub = source_node_pb2_grpc.SourceNodeStub(channel)
+        result = await migrate(stub, made, network.address)
+        assert network.cuts == 1
+        there: Any = destination_node_pb2_grpc.DestinationNodeStub(beside)
+        status = await there.GetMigration(
+            destination_node_pb2.GetMigrationRequest(migration_id=result.migration_id)
+        )
+        return result, status.post_copy
 
 
 def test_hosts_that_are_cut_off_from_each_other_both_find_out() -> None:

@@ -18,7 +18,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Final, Self, TypeVar
 
-from livemigration.criu.page_server.protocol import PageServerError
+from livemigration.criu.page_server.protocol import HeaderReader, Message, PageServerError
 
 Buffer = bytes | bytearray | memoryview
 
@@ -92,6 +92,14 @@ class Channel:
         if data is None:
             raise PeerLost("the peer closed the connection")
         return data
+
+    def message(self, reader: HeaderReader) -> Message | None:
+        """The next message, by the headers that `reader` knows; None at the end."""
+        data = self.header(reader.wanted)
+        if data is None:
+            return None
+        message = reader.take(data)
+        return message or reader.take(self.exactly(reader.wanted))
 
     def copy_to(self, write: Callable[[memoryview], None], size: int) -> None:
         """Hands the next `size` bytes to `write`, window by window. Raises PeerLost."""

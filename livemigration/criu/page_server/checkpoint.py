@@ -20,8 +20,9 @@ from typing import Final, Self
 
 from livemigration.criu.errors import ImageError
 from livemigration.criu.magic import PageFlags
-from livemigration.criu.page_images import CountField, PageImage, PageRanges
+from livemigration.criu.page_images import PageImage, PageRanges
 from livemigration.criu.page_server.protocol import PageServerError, Target
+from livemigration.criu.page_writer import Flavour
 
 FIRST_PAGES_ID: Final = 0x10001
 """What a real page server numbers its first pages file."""
@@ -68,7 +69,7 @@ class Checkpoint:
         page_size: int,
         limits: Limits | None = None,
         link: str = "",
-        count_field: CountField = CountField.BOTH,
+        flavour: Flavour = Flavour.BOTH,
     ) -> None:
         """`folder` is made if it is not there; `parent` becomes its parent, by the symlink `link`.
 
@@ -78,7 +79,7 @@ class Checkpoint:
         self.folder = folder
         self.page_size = page_size
         self._limits = limits or Limits()
-        self._count_field = count_field
+        self._flavour = flavour
         self._images: dict[Target, PageImage] = {}
         self._current: PageImage | None = None
         self._current_target: Target | None = None
@@ -136,7 +137,7 @@ class Checkpoint:
             target.pagemap_name,
             pages_id,
             self.page_size,
-            count_field=self._count_field,
+            flavour=self._flavour,
         )
         self._current_target = target
         return known

@@ -53,7 +53,7 @@ class LazyServer:
 
     def run(self) -> None:
         """Serves until CLOSE, or until the client goes away. Raises PageServerError."""
-        while (message := self._next()) is not None:
+        while (message := self._channel.message(self._reader)) is not None:
             if message.command == Command.GET:
                 self._answer(message)
             elif message.command in (Command.CLOSE, Command.FORCE_CLOSE):
@@ -66,13 +66,6 @@ class LazyServer:
                 )
             else:
                 raise PageServerError(f"unknown command {message.command:#x}")
-
-    def _next(self) -> Message | None:
-        data = self._channel.header(self._reader.wanted)
-        if data is None:
-            return None
-        message = self._reader.take(data)
-        return message or self._reader.take(self._channel.exactly(self._reader.wanted))
 
     def _answer(self, message: Message) -> None:
         size = self._source.page_size

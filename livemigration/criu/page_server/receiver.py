@@ -68,7 +68,7 @@ class Receiver:
         False: the client looked, as some tools do before they dump, and went away. Raises
         PageServerError, ImageError.
         """
-        while (message := self._next()) is not None:
+        while (message := self._channel.message(self._reader)) is not None:
             if message.command in (Command.CLOSE, Command.FORCE_CLOSE):
                 if self.told_of_parent:
                     # A client that fails says CLOSE as well.
@@ -92,13 +92,6 @@ class Receiver:
         if not self._channel.at_end():
             raise PageServerError("the client sent more after CLOSE; what came before is complete")
         self._channel.finish()
-
-    def _next(self) -> Message | None:
-        data = self._channel.header(self._reader.wanted)
-        if data is None:
-            return None
-        message = self._reader.take(data)
-        return message or self._reader.take(self._channel.exactly(self._reader.wanted))
 
     def _serve(self, message: Message) -> None:
         command = message.command

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from livemigration.criu.errors import ImageError
-from livemigration.criu.page_images import CountField
 from livemigration.criu.page_server.channel import Channel, PeerLost
 from livemigration.criu.page_server.checkpoint import Checkpoint, Limits
 from livemigration.criu.page_server.lazy import LazyClient, LazyServer
@@ -30,6 +29,7 @@ from livemigration.criu.page_server.protocol import (
 )
 from livemigration.criu.page_server.receiver import Receiver
 from livemigration.criu.page_server.sender import Sender
+from livemigration.criu.page_writer import Flavour
 from livemigration.criu.pagemap import read_page_set
 
 from .page_server_peer import PAGE, adding, closing, converse, opening, process
@@ -46,15 +46,15 @@ def pages(count: int, first: int = 1) -> bytes:
 
 @pytest.mark.parametrize(
     ("version", "field", "dialect"),
-    [("4.1.1", CountField.COMPAT, SHORT), ("4.2.1", CountField.LONG, LONG)],
+    [("4.1.1", Flavour.OLD, SHORT), ("4.2.1", Flavour.NEW, LONG)],
 )
 def test_what_a_real_client_said_makes_the_files_that_a_real_server_made(
-    version: str, field: CountField, dialect: Dialect, tmp_path: Path
+    version: str, field: Flavour, dialect: Dialect, tmp_path: Path
 ) -> None:
     sample = SAMPLES / f"page-server-{version}"
 
     def begin() -> Checkpoint:
-        return Checkpoint(tmp_path, None, page_size=PAGE, count_field=field)
+        return Checkpoint(tmp_path, None, page_size=PAGE, flavour=field)
 
     told = converse((sample / "client-to-server.bin").read_bytes(), tmp_path, make=begin)
     assert told.complete
