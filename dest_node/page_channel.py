@@ -24,6 +24,7 @@ from typing import Protocol
 
 from livemigration import batch
 from livemigration.errors import DamagedFrame, MigrationError, SourceLost, WrongState
+from livemigration.ownership import page_counts
 from livemigration.v1 import common_pb2, destination_node_pb2
 
 NS = 1_000_000_000
@@ -40,6 +41,11 @@ _Outgoing = asyncio.Queue[PageRequest | MigrationError]
 
 class PageChannel(Protocol):
     """The source, as those see it who need pages."""
+
+    @property
+    def held(self) -> int:
+        """The stream that is open, by its number; 0: none is, and no page is under way."""
+        ...
 
     @property
     def lost(self) -> SourceLost | None:
@@ -86,7 +92,9 @@ class StreamChannel:
         self._open: dict[int, PageRequest] = {}  # by id, not answered yet
         self._inbox: queue.SimpleQueue[tuple[batch.Frame, int]] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._outgoing: _Outgoing | None = None
+        self._streams = 0
+        self._held = 0
+        self._outgoing: _Outgoing = asyncio.Queue()  # of the stream held
         self._ended_by_us = False  # the last stream, since nothing came over it
         self._over: PageRequest | None = None
         self._told: deque[PageRequest] = deque()  # pages shown, which the source may not have seen
@@ -103,9 +111,9 @@ class StreamChannel:
         self.on_back: Callable[[], None] | None = None
 
     @property
-    def connected(self) -> bool:
-        """Whether the source holds the stream open."""
-        return self._outgoing is not None
+    def held(self) -> int:
+        """See `PageChannel.held`."""
+        return self._held
 
     @property
     def lost(self) -> SourceLost | None:
@@ -125,7 +133,7 @@ class StreamChannel:
     def _send(self, request: PageRequest) -> None:
         # Without a stream it goes out with the others when there is one.
         known = request.id in self._open or request.HasField("over")
-        if self._outgoing is not None and (known or request.HasField("read_back")):
+        if self._held and (known or request.HasField("read_back")):
             self._outgoing.put_nowait(request)
 
     def tell(self, pages: destination_node_pb2.MemoryChunk) -> None:
@@ -182,24 +190,24 @@ class StreamChannel:
         if self._stopped:
             raise WrongState("nobody needs pages of this task any more")
         self._give_up(WrongState("the source opened another page stream"))
-        outgoing = self._begin(seen)
+        stream = self._begin(seen)
         try:
             async with asyncio.TaskGroup() as group:
-                writer = group.create_task(self._write(outgoing, write))
+                writer = group.create_task(self._write(self._outgoing, write))
                 while (message := await read()) is not None:
-                    if self._outgoing is outgoing:
+                    if page_counts(self._held, stream):
                         self._receive(message)
                 writer.cancel()
         except BaseExceptionGroup as failed:
             raise failed.exceptions[0] from None
         finally:
-            if self._outgoing is outgoing:
-                self._outgoing, self._heard = None, time.monotonic()
+            if self._held == stream:
+                self._held, self._heard = 0, time.monotonic()
                 self._wait_until = self._heard + self._lost_after_s
                 self._ended_by_us = False
 
-    def _begin(self, seen: int) -> _Outgoing:
-        """What goes out over a new stream: first what the one before may not have carried."""
+    def _begin(self, seen: int) -> int:
+        """A new stream; first goes out what the one before may not have carried."""
         outgoing: _Outgoing = asyncio.Queue()
         with self._lock:
             while self._told and self._told[0].id <= seen:
@@ -210,12 +218,14 @@ class StreamChannel:
         if self._over is not None:
             outgoing.put_nowait(self._over)
         self._outgoing = outgoing
+        self._streams += 1
+        self._held = self._streams
         if self._lost is not None:
             self._lost = None
             self._hope.set()
             if self.on_back is not None:
                 self.on_back()
-        return outgoing
+        return self._held
 
     @staticmethod
     async def _write(outgoing: _Outgoing, write: Callable[[PageRequest], Awaitable[None]]) -> None:
@@ -225,9 +235,9 @@ class StreamChannel:
 
     def _give_up(self, why: MigrationError) -> None:
         """Ends the stream that there is; what it may still bring does not count."""
-        outgoing, self._outgoing = self._outgoing, None
-        if outgoing is not None:
-            outgoing.put_nowait(why)
+        if self._held:
+            self._held = 0
+            self._outgoing.put_nowait(why)
 
     def _receive(self, message: bytes) -> None:
         frame = batch.decode(message)
@@ -259,7 +269,7 @@ class StreamChannel:
 
     def _look(self) -> None:
         now = time.monotonic()
-        if self._outgoing is None:
+        if not self._held:
             if now > self._wait_until:
                 self._lose()
             return

@@ -38,6 +38,7 @@ from livemigration.batch import Frame
 from livemigration.errors import DamagedFrame, MigrationError, SourceLost
 from livemigration.execution import Execution
 from livemigration.link import Link
+from livemigration.ownership import stands_still
 from livemigration.task import Task
 from livemigration.v1 import common_pb2
 from mm_model import MmError
@@ -165,10 +166,8 @@ class _Run:
         status = common_pb2.PostCopyRecord()
         status.CopyFrom(self.record)
         status.pages_missing = self.missing.left
-        if not self._over and self._channel.lost is None:
-            # The source is back: from now on pages may come, and the task goes on.
-            status.halted = status.source_lost = ""
-            del status.missing[:]
+        if not stands_still(halted=bool(status.halted), over=self._over, held=self._channel.held):
+            status.halted = ""
         return status
 
     def _write_down(self, halted: str, *, why_none_come: str = "") -> None:

@@ -42,6 +42,7 @@ _ROWS = "committed.npz"
 _PAGES = "pages"
 _STORE_ID = "store-id"
 _LOCK = "lock"
+_PART = ".part"
 _FORMAT = "predump.state/1"
 _MAP_NORESERVE = 0x4000
 
@@ -99,7 +100,7 @@ class StateDirectory:
 
     def _write(self, name: str, data: bytes) -> None:
         """A whole file or none, whenever the process dies."""
-        part = self.path / (name + ".part")
+        part = self.path / (name + _PART)
         with part.open("wb") as file:
             file.write(data)
             file.flush()
@@ -143,6 +144,7 @@ class StateDirectory:
             self._write_commit(record)
         except OSError as error:
             (self.path / _COMMIT).unlink(missing_ok=True)
+            self._drop_parts()
             raise NoSpace(f"state directory {self.path}: {error.strerror}") from error
 
     def note_taken(self, migration_id: str) -> None:
@@ -175,7 +177,7 @@ class StateDirectory:
         for number, (pages, rows) in enumerate(record.files):
             arrays[f"file-pages-{number}"] = pages
             arrays[f"file-rows-{number}"] = rows
-        part = self.path / (_ROWS + ".part")
+        part = self.path / (_ROWS + _PART)
         with part.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
             file.flush()
@@ -281,6 +283,12 @@ class StateDirectory:
         """Removes the task: ended, or never committed."""
         for name in (_COMMIT, _TAKEN, _ROWS, _PAGES):
             (self.path / name).unlink(missing_ok=True)
+        self._drop_parts()
+
+    def _drop_parts(self) -> None:
+        """Files that could not be written to their end."""
+        for part in self.path.glob(f"*{_PART}"):
+            part.unlink(missing_ok=True)
 
 
 def _checksum(head: dict[str, Any]) -> str:

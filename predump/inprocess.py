@@ -48,6 +48,11 @@ class DirectChannel:
         self._server.compare(pages)
 
     @property
+    def held(self) -> int:
+        """There is but one."""
+        return 1
+
+    @property
     def lost(self) -> SourceLost | None:
         """It never is."""
         return None

@@ -88,7 +88,7 @@ async def test_what_was_not_answered_is_asked_for_again_on_the_next_stream() -> 
             await stream.next_request()
         stream.answer(1)
         await taken(pages)
-    assert not pages.connected
+    assert not pages.held
     pages.ask(request(3))  # while there is no stream
     async with opened(pages) as stream:
         assert [(await stream.next_request()).id for _ in range(2)] == [2, 3]
