@@ -25,6 +25,13 @@ RUN /opt/predump/bin/python -m pip uninstall -q -y setuptools pip \
  && cd /opt/predump/lib/python3.11/site-packages \
  && find numba numpy -depth -type d -name tests -exec rm -r {} +
 
+# The clock that jumps, of the laboratory's faults; the compiler stays here.
+FROM python:3.11-slim AS clock
+RUN apt-get update -qq \
+ && apt-get install -y -qq --no-install-recommends gcc libc6-dev
+COPY predump/faults/clock_jump.c /src/
+RUN gcc -O1 -shared -fPIC -o /clock_jump.so /src/clock_jump.c
+
 FROM python:3.11-slim
 # tc shapes the laboratory's links, openssl makes its certificates.
 RUN { command -v tc && command -v openssl; } > /dev/null \
@@ -37,6 +44,7 @@ RUN useradd --system --create-home --uid 1000 predump \
 # The large layer first: it changes with the lock file only.
 COPY --from=runtime /opt/predump /opt/predump
 COPY --from=build /out/ /
+COPY --from=clock /clock_jump.so /usr/local/lib/predump-clock.so
 COPY scripts/as-owner.sh /usr/local/bin/as-owner
 COPY scripts/lab-entry.sh /usr/local/bin/lab-entry
 # A folder `compiled`, if there is one, holds code that is compiled already (the compose tests' own).

@@ -124,8 +124,9 @@ compose: ## one migration in containers: SCENARIO=quickstart, TLS=1, LINK=200mbi
 soak: warm ## migrations back and forth with faults by chance, SOAK_MINUTES (10), SOAK_SEED (by chance)
 	@$(BIN)/predump faults soak --minutes $(SOAK_MINUTES) $(if $(SOAK_SEED),--seed $(SOAK_SEED))
 
-faults: warm ## every fault of scenarios/faults, with two nodes on this machine
-	@$(BIN)/predump faults run all
+# With DOCKER=1 nothing but Docker is needed.
+faults: $(if $(DOCKER),,warm) ## every fault of scenarios/faults, or FAULTS=name; DOCKER=1: in containers
+	@$(if $(DOCKER),scripts/compose-faults.sh,$(BIN)/predump faults run) $(or $(FAULTS),all)
 
 compose-test: setup-dev ## the compose tests alone
 	@$(BIN)/python -m pytest -m compose -v $(PYTEST_ARGS)
