@@ -6,6 +6,8 @@ SHELL := bash
 .DEFAULT_GOAL := help
 # Debian keeps mosquitto in /usr/sbin, which is not on a user's PATH.
 export PATH := $(PATH):/usr/sbin:/sbin
+# The tests start hundreds of processes: each would compile all sources again without their caches.
+unexport PYTHONDONTWRITEBYTECODE
 
 BIN := .venv/bin
 PACKAGES := mm_model livemigration source_node dest_node predump
