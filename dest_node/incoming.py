@@ -380,9 +380,13 @@ class IncomingTask:
     def memory(self) -> Iterator[destination_node_pb2.MemoryChunk]:
         """All pages that are not zeros, read from the page tables, in batches.
 
-        A batch stays within one VMA, so that the source looks at one range for it.
+        A batch stays within one VMA, so that the source looks at one range for it. Of a task that
+        is this host's, once it has run to the time that was asked for.
         """
-        self.ownership.require(Ownership.RECEIVING, Ownership.VERIFIED)
+        self.ownership.require(Ownership.RECEIVING, Ownership.VERIFIED, Ownership.COMMITTED)
+        wall = self.request.clock == "wall"  # on the virtual clock it runs when it is asked to
+        if self.execution is not None and (self.lacks_pages or (wall and self.execution.running)):
+            raise WrongState("the task runs here; its memory can be read once it is at rest")
         page_size = self.spec.page_size
         most = max(1, batch.BATCH_BYTES // page_size)
         for pid in sorted(self.task.processes):
@@ -495,8 +499,8 @@ class IncomingTask:
             await self.execution.run_to(workload_ns)
             return
         await self.post_copy.run_to(workload_ns)
-        if self.post_copy.record.halted:
-            raise WrongState(self.post_copy.record.halted)
+        if self.post_copy.stopped:
+            raise WrongState(self.post_copy.stopped)
 
     def _restore(self) -> Execution:
         """The workload, with the state it had when it was frozen, on the memory that is here."""
@@ -535,6 +539,11 @@ class IncomingTask:
             rows={pid: own_pages(self.task, pid) for pid in self.task.processes},
             files=[file_pages(self.task.machine, file) for file in self.task.files],
         )
+
+    @property
+    def lacks_pages(self) -> bool:
+        """Whether pages of a post-copy have still to come."""
+        return self.post_copy is not None and self.missing is not None and self.missing.left > 0
 
     def give_up(self) -> None:
         """Forgets the task for good, unless it is this host's."""

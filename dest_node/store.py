@@ -150,8 +150,8 @@ class StateDirectory:
         try:
             self._write_commit(record)
         except OSError as error:
-            for name in (_COMMIT, _COMMIT + _PART, _ROWS + _PART):
-                (self.path / name).unlink(missing_ok=True)
+            (self.path / _COMMIT).unlink(missing_ok=True)
+            self._drop_parts()
             raise self._no_space(error) from error
 
     def note_taken(self, migration_id: str) -> None:
@@ -290,6 +290,12 @@ class StateDirectory:
         """Removes the task: ended, or never committed."""
         for name in (_COMMIT, _TAKEN, _ROWS, _PAGES):
             (self.path / name).unlink(missing_ok=True)
+        self._drop_parts()
+
+    def _drop_parts(self) -> None:
+        """Files that could not be written to their end."""
+        for part in self.path.glob(f"*{_PART}"):
+            part.unlink(missing_ok=True)
 
 
 def _checksum(head: dict[str, Any]) -> str:

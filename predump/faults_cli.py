@@ -92,7 +92,8 @@ def run_command(
             return
         verdict = "as it must" if trial.good else f"WRONG: {'; '.join(trial.problems)}"
         typer.echo(
-            f"{trial.fault:24} at {trial.at:9} {trial.outcome:12} {trial.wall_s:6.1f} s  {verdict}"
+            f"{trial.fault:28} {trial.mode:9} at {trial.at:10} {trial.outcome:11} "
+            f"{trial.wall_s:5.1f} s  {verdict}"
         )
 
     with explained_errors(_explained, debug=debug):
@@ -133,12 +134,12 @@ def soak_command(
 
 @faults_app.command("table")
 def table_command(debug: Debug = False) -> None:
-    """Print fault x point x outcome as Markdown, as docs/faults.md has it."""
+    """Print fault x point x outcome for each mode as Markdown, as docs/faults.md has it."""
     from predump.faults.spec import load_all
-    from predump.faults.table import fault_table
+    from predump.faults.table import fault_tables
 
     with explained_errors(_explained, debug=debug):
-        typer.echo(fault_table(load_all()))
+        typer.echo(fault_tables(load_all()))
 
 
 @faults_app.command("list")

@@ -6,6 +6,7 @@ import asyncio
 
 from predump.faults.damage import DAMAGES
 from predump.faults.lab import Laboratory
+from predump.faults.points import Pages
 from predump.faults.relay import Watcher
 from predump.faults.spec import Fault
 
@@ -22,8 +23,13 @@ class Injection(Watcher):
         self._damage = DAMAGES.get(fault.spec.kind)
         self._damages_next = False
         self._held: list[bytes] = []
+        self.pages: Pages | None = None
         self.struck = False
         self.healed = False
+
+    def leave_behind(self, pages: Pages) -> None:
+        """Keeps them for the judgement."""
+        self.pages = pages
 
     async def reach(self, point: str) -> None:
         """Strikes, if this is where."""

@@ -351,6 +351,7 @@ def test_a_full_disk_leaves_no_task_so_that_the_source_may_go_on(
             incoming.take_over(sender.memory_digest())
     assert str(refused.value) == f"state directory {folder}: No space left on device"
     assert incoming.ownership.state is Ownership.VERIFIED
+    assert not list(folder.glob("*.part")), "what could not be written is left over"
     store.close()
     assert started_anew(folder) is None
 
