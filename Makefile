@@ -111,13 +111,8 @@ search-hunks: warm ## search finds what each hunk's recordings show, with SEARCH
 shortest: warm ## search for the scenarios that `predump hunks` shows, and keep them
 	@$(BIN)/python -m predump.conform.shortest
 
-picture: setup ## one migration and its picture in results/, without containers: SCENARIO=quickstart
-	@mkdir -p results
-	@status=0; \
-	$(BIN)/predump run scenarios/$(or $(SCENARIO),quickstart).toml --json results/result.json || status=$$?; \
-	((status == 0 || status == 3)) || exit $$status; \
-	$(BIN)/predump report results/result.json -o results/report.html --figures results/figures; \
-	exit $$status
+picture: ## one migration and its picture in results/, without containers: SCENARIO=quickstart
+	@scripts/picture.sh $(SCENARIO)
 
 # More for it by name: TLS, LINK, DEST, RESULTS, PREDUMP_ARGS, BUILD ...
 compose: ## one migration in containers: SCENARIO=quickstart, TLS=1, LINK=200mbit (docs/compose.md)

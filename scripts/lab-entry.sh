@@ -4,6 +4,7 @@
 #   lab-entry node ARGUMENTS...     a node: `predump serve ARGUMENTS`, behind the link, with TLS
 #   lab-entry runner ARGUMENTS...   `predump run ARGUMENTS`, then its picture; exits with its status
 #   lab-entry dashboard ARGUMENTS...  `predump dashboard ARGUMENTS`, with TLS
+#   lab-entry criu-send ARGUMENTS...  `predump criu send ARGUMENTS` to the service criu, compared
 #   lab-entry health HOST:PORT      whether a node serves
 #   lab-entry COMMAND...            anything else, ready to run the model
 #
@@ -130,12 +131,28 @@ runner() {
   exit $status
 }
 
+# Two pre-dumps and the final round, each to a page server of its own: that which listens now, and the
+# next two. The dialect is that of the CRIU which runs there.
+criu_send() {
+  link_compiled
+  version=$(cat /images/version)
+  case $version in
+    3.* | 4.0* | 4.1*) dialect=4.1 ;;
+    *) dialect=4.2 ;;
+  esac
+  first=$(cd /images && printf '%s\n' [0-9]* | sort -n | tail -n 1)
+  say "CRIU $version, page servers $first to $((first + 2))"
+  exec predump criu send "$@" --page-server criu:27000 --criu-version "$dialect" \
+    --set policy.kind=fixed --set policy.rounds=1 --verify-images "/images/$((first + 2))"
+}
+
 role=$1
 shift
 case $role in
   node) node "$@" ;;
   serve) serve "$@" ;;
   runner) runner "$@" ;;
+  criu-send) criu_send "$@" ;;
   dashboard) link_compiled; exec predump dashboard "$@" $(caller_tls) ;;
   health) exec python -m predump.health "$1" $(caller_tls) ;;
   *) link_compiled; exec "$role" "$@" ;;
