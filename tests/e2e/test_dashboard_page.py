@@ -387,6 +387,42 @@ def test_two_hundred_are_found_by_name_and_passed_with_one_key(page: Page, stage
     until(page, "#none", "None of that name.")
 
 
+def test_everything_is_reached_with_tab_seen_when_it_is_and_left_again(
+    page: Page, stage: Stage
+) -> None:
+    stage.begin("m", state="done", verified=False, pages_different=1, pages_lost=1,
+                hunks_off=["pte_modify"],
+                mismatches=[{"pid": 1, "start": "0x1000", "pages": 1,
+                             "last_round": 0}])  # fmt: skip
+    for number in range(3):
+        stage.tell("round", "m", round=number, pages_sent=9, bytes_wire=2**20, duration_s=0.5,
+                   pages_soft_dirty=5)  # fmt: skip
+    stage.tell("pages", "m", **page_map([vma(BASE, 3, 2**20)], 2**20))
+    opened(page, stage)
+    until(page, "#lost-note", "1 page differs at the destination. It was written and not")
+    page.locator("#rates-more summary").focus()
+    page.keyboard.press("Enter")
+    until(page, "#rates-table td", "2 MiB/s")
+    page.evaluate("document.body.tabIndex = -1; document.body.focus(); scrollTo(0, 0)")
+    reached = []
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        what, outline, inside = page.evaluate(
+            "(() => { const e = document.activeElement, b = e.getBoundingClientRect();"
+            " return [e.id || e.dataset.copy || e.getAttribute('href') || e.tagName,"
+            "  getComputedStyle(e).outlineStyle, b.bottom > 0 && b.top < innerHeight] })()"
+        )
+        if what == "BODY":
+            break
+        reached.append(what)
+        assert (outline, inside) == ("solid", True), what
+    assert what == "BODY", "the focus never leaves the page"
+    wanted = ["skip", "to-live", "to-finished", "theme", "#live/m", "CANVAS", "lost", "rates-table"]
+    assert [name for name in reached if name in wanted] == wanted
+    assert "predump hunks explain pte_modify" in reached
+    assert "1 0x1000-0x1fff 1 0" in reached
+
+
 def test_many_rounds_are_shown_in_part(page: Page, stage: Stage) -> None:
     stage.begin("m")
     for number in range(300):

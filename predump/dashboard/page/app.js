@@ -72,7 +72,8 @@ function takeOverview(told) {
   for (const id of rows.keys()) if (!order.includes(id)) rows.delete(id);
   trouble(status.trouble);
   const online = status.hosts.filter((host) => host.status === "online").length;
-  say($("feed"), `${status.feed}, ${online} host${online === 1 ? "" : "s"} online` +
+  const away = status.hosts.length - online;
+  say($("feed"), `${status.feed}, ${online} host${online === 1 ? "" : "s"} online` + (away ? `, ${away} offline` : "") +
     (status.malformed ? `, ${count(status.malformed)} malformed messages` : ""));
   if (order.length && follow) show(order[0]);
   list();
@@ -169,7 +170,7 @@ function showFacts(told) {
     ["lost", compared && told.pages_lost !== undefined ? pages(told.pages_lost) : null],
     ["sent for nothing", compared && told.pages_spurious !== undefined ? pages(told.pages_spurious) : null],
     ["has the task", told.in_doubt ? "nobody knows: in doubt" : told.owner ? `the ${told.owner}` : null],
-    ["total time", told.total_time_s ? seconds(told.total_time_s) : null], ["began", clock(new Date(1000 * told.started))],
+    ["destination says", told.states.dest], ["total time", told.total_time_s ? seconds(told.total_time_s) : null], ["began", clock(new Date(1000 * told.started))],
     ["messages dropped", told.dropped ? count(told.dropped) : null],
   ].filter(([, value]) => value);
   put($("facts"), ...facts.map(([name, value]) => make("div", { "data-key": name }, make("dt", {}, name), make("dd", {}, value))));
