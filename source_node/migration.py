@@ -226,17 +226,26 @@ class Migration:
         else:
             with self._execution.lock:
                 now = self._tracker.written_since(self._execution.task)
+        mismatches = self.outcome.mismatches
+        different = {
+            pid: addresses_of(mismatches, pid, self._page_size)
+            for pid in {m.pid for m in mismatches}
+        }
         wire = sum(record.bytes_wire for record in self.outcome.rounds)
+        if self._server is not None:
+            wire += self._server.bytes_wire
+        serving = self._served and self.outcome.post_copy is None
         # The virtual clock spends a frame's time when it is made, the wall clock when it goes out.
         under_way = live if self._clock.name == "wall" else self._traffic
         return {
             "round": live.number,
             "final": live.final,
-            "over": live.over,
+            "serving": serving,
+            "over": live.over and not serving,
             "at_s": (self._clock.now_ns - self._started_ns) / NS,
             "bytes_wire": wire if live.over else wire + under_way.bytes_wire,
             "page_size": self._page_size,
-            **live.cells(now, self._page_size),
+            **live.cells(now, self._page_size, different),
         }
 
     async def run(self) -> Outcome:
@@ -372,7 +381,7 @@ class Migration:
         down.scan_ns = self._clock.now_ns - start - down.freeze_ns
         if post_copy:
             scan = self._leave_behind(scan, number)
-        self._live = LiveRound(number, True, scan)
+        self._live = LiveRound(number, True, scan, later=self._server)
         self._say("final", f"final round: {scan.to_send} pages, frozen")
         before = self._clock.now_ns
         self._bucket.start()
