@@ -158,7 +158,9 @@ class Migration:
             spec.link.bandwidth_bps / 8 if clock.name == "wall" else 0, batch.BATCH_BYTES // 2
         )
         self._page_maps = PageMaps(spec.record.bins) if spec.record.pages else None
-        self._tracker = build_tracker(origin.tracker)
+        self._tracker = build_tracker(
+            origin.tracker, shared_in_rounds=spec.shared_memory == "rounds"
+        )
         self._frames = self._frame_maker()
         self._abort_reason: str | None = None
         self._next_policy: tuple[PolicySpec, Policy] | None = None
@@ -170,6 +172,7 @@ class Migration:
         self._scan_pages = 0
         self._present = 0
         self._skipped = 0
+        self._left = 0
         self._vmas = 0
         self._server: PageServer | None = None
         self._served = False  # the destination had the task, without all pages
@@ -356,6 +359,7 @@ class Migration:
                 duration_ns=record.duration_ns,
                 pages_dirty=dirty,
                 page_size=self._page_size,
+                pages_left=self._left,
             )
         )
         return replace(decision, reason=changed + decision.reason)
@@ -438,6 +442,7 @@ class Migration:
             self._tracker.reset(task)
         self._clock.spend(costs.scan_ns(scan.scanned) + costs.clear_ns(scan.present))
         self._skipped = scan.skipped
+        self._left = scan.left
         self._scan_pages = scan.scanned
         self._present = scan.present
         self._vmas = scan.vmas
