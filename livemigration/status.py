@@ -53,6 +53,9 @@ async def answering(context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterato
         await _end(context, grpc.StatusCode.INTERNAL, f"memory model: {error.strerror}")
     except ValueError as error:
         await _end(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+    except MemoryError as error:
+        text = f"this host has not enough memory: {error}; ask for less"
+        await _end(context, grpc.StatusCode.RESOURCE_EXHAUSTED, text)
 
 
 async def _end(

@@ -158,7 +158,9 @@ class Migration:
             spec.link.bandwidth_bps / 8 if clock.name == "wall" else 0, batch.BATCH_BYTES // 2
         )
         self._page_maps = PageMaps(spec.record.bins) if spec.record.pages else None
-        self._tracker = build_tracker(origin.tracker)
+        self._tracker = build_tracker(
+            origin.tracker, shared_in_rounds=spec.shared_memory == "rounds"
+        )
         self._frames = self._frame_maker()
         self._abort_reason: str | None = None
         self._next_policy: tuple[PolicySpec, Policy] | None = None
@@ -170,6 +172,7 @@ class Migration:
         self._scan_pages = 0
         self._present = 0
         self._skipped = 0
+        self._left = 0
         self._vmas = 0
         self._server: PageServer | None = None
         self._served = False  # the destination had the task, without all pages
@@ -226,17 +229,26 @@ class Migration:
         else:
             with self._execution.lock:
                 now = self._tracker.written_since(self._execution.task)
+        mismatches = self.outcome.mismatches
+        different = {
+            pid: addresses_of(mismatches, pid, self._page_size)
+            for pid in {m.pid for m in mismatches}
+        }
         wire = sum(record.bytes_wire for record in self.outcome.rounds)
+        if self._server is not None:
+            wire += self._server.bytes_wire
+        serving = self._served and self.outcome.post_copy is None
         # The virtual clock spends a frame's time when it is made, the wall clock when it goes out.
         under_way = live if self._clock.name == "wall" else self._traffic
         return {
             "round": live.number,
             "final": live.final,
-            "over": live.over,
+            "serving": serving,
+            "over": live.over and not serving,
             "at_s": (self._clock.now_ns - self._started_ns) / NS,
             "bytes_wire": wire if live.over else wire + under_way.bytes_wire,
             "page_size": self._page_size,
-            **live.cells(now, self._page_size),
+            **live.cells(now, self._page_size, different),
         }
 
     async def run(self) -> Outcome:
@@ -347,6 +359,7 @@ class Migration:
                 duration_ns=record.duration_ns,
                 pages_dirty=dirty,
                 page_size=self._page_size,
+                pages_left=self._left,
             )
         )
         return replace(decision, reason=changed + decision.reason)
@@ -372,7 +385,7 @@ class Migration:
         down.scan_ns = self._clock.now_ns - start - down.freeze_ns
         if post_copy:
             scan = self._leave_behind(scan, number)
-        self._live = LiveRound(number, True, scan)
+        self._live = LiveRound(number, True, scan, later=self._server)
         self._say("final", f"final round: {scan.to_send} pages, frozen")
         before = self._clock.now_ns
         self._bucket.start()
@@ -429,6 +442,7 @@ class Migration:
             self._tracker.reset(task)
         self._clock.spend(costs.scan_ns(scan.scanned) + costs.clear_ns(scan.present))
         self._skipped = scan.skipped
+        self._left = scan.left
         self._scan_pages = scan.scanned
         self._present = scan.present
         self._vmas = scan.vmas

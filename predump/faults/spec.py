@@ -21,7 +21,9 @@ from predump.scenario import SCENARIO_SCHEMA, Scenario, ScenarioError, scenario_
 from predump.toml_file import read_toml
 
 FAULT_SCHEMA = "predump.fault/1"
-FOLDER = Path(__file__).resolve().parents[2] / "scenarios" / "faults"
+_CLONE = Path(__file__).resolve().parents[2]
+# Beside the package in a clone; where it was installed, in the working directory.
+FOLDER = (_CLONE if (_CLONE / "scenarios").is_dir() else Path()) / "scenarios" / "faults"
 NS = 1_000_000_000
 
 Kind = Literal[
