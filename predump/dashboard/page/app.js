@@ -170,7 +170,7 @@ function showFacts(told) {
     ["lost", compared && told.pages_lost !== undefined ? pages(told.pages_lost) : null],
     ["sent for nothing", compared && told.pages_spurious !== undefined ? pages(told.pages_spurious) : null],
     ["has the task", told.in_doubt ? "nobody knows: in doubt" : told.owner ? `the ${told.owner}` : null],
-    ["destination says", told.states.dest], ["total time", told.total_time_s ? seconds(told.total_time_s) : null], ["began", clock(new Date(1000 * told.started))],
+    ["destination says", told.ended ? null : told.states.dest], ["total time", told.total_time_s ? seconds(told.total_time_s) : null], ["began", clock(new Date(1000 * told.started))],
     ["messages dropped", told.dropped ? count(told.dropped) : null],
   ].filter(([, value]) => value);
   put($("facts"), ...facts.map(([name, value]) => make("div", { "data-key": name }, make("dt", {}, name), make("dd", {}, value))));

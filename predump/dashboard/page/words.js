@@ -13,7 +13,7 @@ export function verdict(row) {
 
 const DOING = {
   prepare: "getting ready", round: "pre-dumping", freeze: "frozen", final: "frozen", verify: "comparing",
-  commit: "handing over", resume: "handed over", continue: "goes on there", serve: "pages come later",
+  commit: "handing over", resume: "running there", continue: "running there", serve: "pages come later",
   released: "pages are there", compare: "comparing",
 };
 
