@@ -15,6 +15,7 @@ from livemigration.errors import (
     DamagedFrame,
     MigrationError,
     NoSpace,
+    SourceLost,
     UnknownMigration,
     WrongState,
 )
@@ -27,6 +28,7 @@ _STATUS: dict[type[Exception], grpc.StatusCode] = {
     DamagedFrame: grpc.StatusCode.DATA_LOSS,
     NoSpace: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Aborted: grpc.StatusCode.ABORTED,
+    SourceLost: grpc.StatusCode.UNAVAILABLE,
 }
 
 

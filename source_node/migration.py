@@ -158,7 +158,9 @@ class Migration:
             spec.link.bandwidth_bps / 8 if clock.name == "wall" else 0, batch.BATCH_BYTES // 2
         )
         self._page_maps = PageMaps(spec.record.bins) if spec.record.pages else None
-        self._tracker = build_tracker(origin.tracker)
+        self._tracker = build_tracker(
+            origin.tracker, shared_in_rounds=spec.shared_memory == "rounds"
+        )
         self._frames = self._frame_maker()
         self._abort_reason: str | None = None
         self._next_policy: tuple[PolicySpec, Policy] | None = None
@@ -170,6 +172,7 @@ class Migration:
         self._scan_pages = 0
         self._present = 0
         self._skipped = 0
+        self._left = 0
         self._vmas = 0
         self._server: PageServer | None = None
         self._served = False  # the destination had the task, without all pages
@@ -356,6 +359,7 @@ class Migration:
                 duration_ns=record.duration_ns,
                 pages_dirty=dirty,
                 page_size=self._page_size,
+                pages_left=self._left,
             )
         )
         return replace(decision, reason=changed + decision.reason)
@@ -438,6 +442,7 @@ class Migration:
             self._tracker.reset(task)
         self._clock.spend(costs.scan_ns(scan.scanned) + costs.clear_ns(scan.present))
         self._skipped = scan.skipped
+        self._left = scan.left
         self._scan_pages = scan.scanned
         self._present = scan.present
         self._vmas = scan.vmas
@@ -806,8 +811,12 @@ class Migration:
         self._say("continue", "the workload goes on at the destination")
         continuing = asyncio.create_task(self._transport.continue_to(until))
         try:
-            if self._server is None or await self._serve(continuing):
-                await self._compare_afterwards(await continuing)
+            if self._server is not None and not await self._serve(continuing):
+                return
+            if continuing.done() and isinstance(continuing.exception(), DestinationLost):
+                # It was away for a while, and asked for its pages again since.
+                continuing = asyncio.create_task(self._transport.continue_to(until))
+            await self._compare_afterwards(await continuing)
         except MigrationError as error:
             self.outcome.error = (
                 f"the task was handed over and is the destination's; afterwards: {error}"
@@ -844,6 +853,11 @@ class Migration:
                 f"{not_seen} pages were not read back for comparison: the page stream broke; "
                 'migrate again, or verify with mode = "digest"'
             )
+        if record.not_kept:
+            self.outcome.error = (
+                "all pages are at the destination, and it could not keep the task, which would be "
+                f"lost with that process: {record.not_kept}"
+            )
         self._released(Event.PAGES_OVER)
         self._say("released", f"all pages are at the destination: {record.faults} faults")
         return True
@@ -855,11 +869,12 @@ class Migration:
         both: list[asyncio.Task[Any]] = [serving, continuing]
         try:
             await asyncio.wait(both, return_when=asyncio.FIRST_EXCEPTION)
-            if not serving.done():  # a task that failed asks for no more pages; it may say why
+            if not serving.done() and not isinstance(continuing.exception(), DestinationLost):
+                # A task that failed asks for no more pages; it may say why.
                 await asyncio.wait([serving], timeout=LAST_WORDS_S)
-            if not serving.done():
-                continuing.result()
-            return await serving
+                if not serving.done():
+                    continuing.result()
+            return await serving  # which finds out by itself whether the destination is lost
         finally:
             serving.cancel()
             await asyncio.gather(serving, return_exceptions=True)
@@ -871,7 +886,9 @@ class Migration:
         self.outcome.verified = False
         self.outcome.error = (
             f"{why}. The source keeps the memory as it was at the freeze: settle the migration by "
-            f"KEEP to go on from there, which undoes what the task {did}, or by RELEASE to let go"
+            "ASK to serve its pages once more, when the destination can be reached and has the "
+            f"task; by KEEP to go on from the freeze, which undoes what the task {did}; or by "
+            "RELEASE to let go"
         )
 
     async def _compare_afterwards(self, reply: destination_node_pb2.ContinueReply) -> None:
@@ -937,6 +954,7 @@ class Migration:
             return
         self._say("commit", "the destination had taken the task over")
         self.outcome.error = ""
+        self.outcome.verified = True  # it was, before the hand-over; pages that come are compared
         self._handed_over()
         await self._go_on()
         self.outcome.ownership = self._ownership.state

@@ -38,6 +38,7 @@ class PageCounts:
     written: int = 0
     in_parent: int = 0
     shared_written: int = 0
+    shared_scanned: int = 0  # of segments, there or not
 
 
 class PageSink(Protocol):
@@ -133,6 +134,8 @@ def write_pages(
     one; copied: is told the bytes of each batch, while the task may run.
     """
     shared = part.target.kind is TargetKind.SHARED
+    if shared:
+        counts.shared_scanned += task.task.machine.object_frames(part.model_id).size
     target = part.target if shared else Target(TargetKind.PROCESS, task.pids[part.target.id])
     known = sink.open(target)
     send = part.send if known and holes else np.ones(part.addresses.size, np.bool_)

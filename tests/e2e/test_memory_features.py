@@ -185,6 +185,25 @@ def test_children_and_swap(
     assert getattr(stats[0], happened) > 0
 
 
+@pytest.mark.parametrize(
+    ("mode", "rounds"),
+    [("final", [64, 0, 0, 0, 256]), ("rounds", [320, 256, 256, 256, 256])],
+)
+def test_shared_memory_goes_while_the_task_is_frozen(mode: str, rounds: list[int]) -> None:
+    """Also when every round has it: no tracker says what of it has changed."""
+    sets = (
+        "workload.setup=map 0 anon-private 64; map 1 anon-shared 256; write 0 0 64; write 1 0 256",
+        "workload.script=write 1 0 8",
+        "policy.kind=fixed",
+        "policy.rounds=3",
+    )
+    result = migrate(scenario("files", 4096, *sets, f"shared_memory={mode}"))
+    assert_moved(result)
+    assert [r.pages_sent for r in result.rounds] == rounds
+    transfer = 256 * 4096 * 8 / 20e6
+    assert transfer <= result.downtime_s.transfer < 1.2 * transfer
+
+
 @EVERY_SIZE
 def test_shared_memory_given_back_after_it_was_sent_is_a_hole_at_the_destination(
     monkeypatch: pytest.MonkeyPatch, page_size: int
@@ -195,6 +214,7 @@ def test_shared_memory_given_back_after_it_was_sent_is_a_hole_at_the_destination
         "workload.every=5ms",
         "policy.kind=fixed",
         "policy.rounds=3",
+        "shared_memory=rounds",
     )
     for bandwidth in ("2Mbit/s", "20Mbit/s"):  # long after round 0, and while it goes on
         seen = watched(monkeypatch, "files", page_size, *sets, f"link.bandwidth={bandwidth}")
