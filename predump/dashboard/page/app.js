@@ -56,9 +56,10 @@ function show(id) {
   if (id === chosen) return;
   chosen = id;
   detail = null;
+  // Nothing of another one stays under this name, least of all what acts on it.
+  $("detail").hidden = $("unknown").hidden = true;
   connect();
   list();
-  $("unknown").hidden = true;
 }
 
 // -- the list
@@ -138,7 +139,7 @@ function showDetail() {
   }
   if (is("facts")) showFacts(facts);
   if (is("facts", "pages", "mismatches")) showMap(map, mismatches, facts);
-  if (is("rounds", "facts")) drawRounds($("rounds"), rounds, undefined, facts.ended);
+  if (is("rounds", "facts")) drawRounds($("rounds"), rounds, undefined, facts.ended || facts.host_lost);
   if (is("rates", "facts")) drawRates($("rates"), rates, facts.page_size ?? 4096);
   if (is("facts", "mismatches")) showLost(facts, mismatches);
   if (is("events")) {

@@ -5,6 +5,7 @@ import { count, pages } from "./dom.js";
 export function verdict(row) {
   if (row.in_doubt && row.ended) return ["in doubt", "bad"];
   if (row.host_lost) return ["host lost", "bad"];
+  if (row.ended && row.aborted) return ["aborted", "bad"];
   if (row.ended && row.verified === true && !row.failed) return ["verified", "good"];
   if (row.verified === false && (row.ended || row.downtime_s)) return [row.failed ? "failed" : "differs", "bad"];
   if (row.ended) return [row.state, row.failed || row.state === "failed" ? "bad" : ""];
