@@ -1,5 +1,6 @@
 # One image for all of Predump: either node, and the command line that drives them.
 # Builds with the classic builder and with BuildKit alike.
+ARG PICTURES=1
 
 FROM python:3.11-slim AS packages
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
@@ -20,12 +21,24 @@ RUN /opt/predump/bin/python -m pip install -q --no-deps --no-build-isolation --n
  && /opt/predump/bin/python -m compileall -q --invalidation-mode unchecked-hash .
 
 FROM packages AS runtime
-# Neither what installs packages nor their own tests.
+# Neither what installs packages, nor their own tests, nor what debuggers want.
 RUN /opt/predump/bin/python -m pip uninstall -q -y setuptools pip \
+ && apt-get update -qq \
+ && apt-get install -y -qq --no-install-recommends binutils \
  && cd /opt/predump/lib/python3.11/site-packages \
- && find numba numpy -depth -type d -name tests -exec rm -r {} +
+ && find numba numpy -depth -type d -name tests -exec rm -r {} + \
+ && find . -name '*.so' -size +500k -not -path './*.libs/*' -exec strip --strip-unneeded {} + \
+ && mkdir /pictures \
+ && mv vl_convert vl_convert_python-*.dist-info /pictures/
 
-FROM python:3.11-slim
+# The clock that jumps, of the laboratory's faults; the compiler stays here.
+FROM python:3.11-slim AS clock
+RUN apt-get update -qq \
+ && apt-get install -y -qq --no-install-recommends gcc libc6-dev
+COPY predump/faults/clock_jump.c /src/
+RUN gcc -O1 -shared -fPIC -o /clock_jump.so /src/clock_jump.c
+
+FROM python:3.11-slim AS system
 # tc shapes the laboratory's links, openssl makes its certificates.
 RUN { command -v tc && command -v openssl; } > /dev/null \
  || { apt-get update -qq \
@@ -34,22 +47,35 @@ RUN { command -v tc && command -v openssl; } > /dev/null \
 RUN useradd --system --create-home --uid 1000 predump \
  && mkdir -p /app /state /tls /results /var/cache/predump \
  && chown predump:predump /state /tls /results /var/cache/predump
-# The large layer first: it changes with the lock file only.
+# The large layers first: they change with the lock file only.
 COPY --from=runtime /opt/predump /opt/predump
+
+# PICTURES=0 leaves out what draws: a node has no need of it.
+FROM system AS pictures-0
+FROM system AS pictures-1
+COPY --from=runtime /pictures /opt/predump/lib/python3.11/site-packages
+
+FROM pictures-${PICTURES} AS sources
 COPY --from=build /out/ /
+COPY --from=clock /clock_jump.so /usr/local/lib/predump-clock.so
 COPY scripts/as-owner.sh /usr/local/bin/as-owner
 COPY scripts/lab-entry.sh /usr/local/bin/lab-entry
-# A folder `compiled`, if there is one, holds code that is compiled already (the compose tests' own).
-COPY --chown=predump:predump scripts/warm.py compile[d] /opt/predump/warm/
 ENV PATH=/opt/predump/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     NUMBA_CACHE_DIR=/var/cache/predump
 USER predump
+
+FROM sources AS compiled
+# A folder `compiled`, if there is one, holds code that is compiled already (the compose tests' own).
+COPY --chown=predump:predump scripts/warm.py compile[d] /tmp/warm/
 # Compile the model into the image. Another kind of processor than the builder's compiles again, into
 # the same folder; so may another user than predump (see as-owner).
-RUN find /opt/predump/warm -maxdepth 1 -name 'mm_model-*' -exec cp -r {} /var/cache/predump/ \; \
- && python /opt/predump/warm/warm.py \
+RUN find /tmp/warm -maxdepth 1 -name 'mm_model-*' -exec cp -r {} /var/cache/predump/ \; \
+ && python /tmp/warm/warm.py \
  && chmod -R a+rwX /var/cache/predump
+
+FROM sources
+COPY --from=compiled --chown=predump:predump /var/cache/predump /var/cache/predump
 WORKDIR /app
 COPY --chown=predump:predump scenarios scenarios
 EXPOSE 50051 50052

@@ -6,6 +6,8 @@ SHELL := bash
 .DEFAULT_GOAL := help
 # Debian keeps mosquitto in /usr/sbin, which is not on a user's PATH.
 export PATH := $(PATH):/usr/sbin:/sbin
+# The tests start hundreds of processes: each would compile all sources again without their caches.
+unexport PYTHONDONTWRITEBYTECODE
 
 BIN := .venv/bin
 PACKAGES := mm_model livemigration source_node dest_node predump
@@ -109,13 +111,8 @@ search-hunks: warm ## search finds what each hunk's recordings show, with SEARCH
 shortest: warm ## search for the scenarios that `predump hunks` shows, and keep them
 	@$(BIN)/python -m predump.conform.shortest
 
-picture: setup ## one migration and its picture in results/, without containers: SCENARIO=quickstart
-	@mkdir -p results
-	@status=0; \
-	$(BIN)/predump run scenarios/$(or $(SCENARIO),quickstart).toml --json results/result.json || status=$$?; \
-	((status == 0 || status == 3)) || exit $$status; \
-	$(BIN)/predump report results/result.json -o results/report.html --figures results/figures; \
-	exit $$status
+picture: ## one migration and its picture in results/, without containers: SCENARIO=quickstart
+	@scripts/picture.sh $(SCENARIO)
 
 # More for it by name: TLS, LINK, DEST, RESULTS, PREDUMP_ARGS, BUILD ...
 compose: ## one migration in containers: SCENARIO=quickstart, TLS=1, LINK=200mbit (docs/compose.md)
@@ -124,8 +121,9 @@ compose: ## one migration in containers: SCENARIO=quickstart, TLS=1, LINK=200mbi
 soak: warm ## migrations back and forth with faults by chance, SOAK_MINUTES (10), SOAK_SEED (by chance)
 	@$(BIN)/predump faults soak --minutes $(SOAK_MINUTES) $(if $(SOAK_SEED),--seed $(SOAK_SEED))
 
-faults: warm ## every fault of scenarios/faults, with two nodes on this machine
-	@$(BIN)/predump faults run all
+# With DOCKER=1 nothing but Docker is needed.
+faults: $(if $(DOCKER),,warm) ## every fault of scenarios/faults, or FAULTS=name; DOCKER=1: in containers
+	@$(if $(DOCKER),scripts/compose-faults.sh,$(BIN)/predump faults run) $(or $(FAULTS),all)
 
 compose-test: setup-dev ## the compose tests alone
 	@$(BIN)/python -m pytest -m compose -v $(PYTEST_ARGS)

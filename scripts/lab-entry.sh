@@ -4,12 +4,14 @@
 #   lab-entry node ARGUMENTS...     a node: `predump serve ARGUMENTS`, behind the link, with TLS
 #   lab-entry runner ARGUMENTS...   `predump run ARGUMENTS`, then its picture; exits with its status
 #   lab-entry dashboard ARGUMENTS...  `predump dashboard ARGUMENTS`, with TLS
+#   lab-entry criu-send ARGUMENTS...  `predump criu send ARGUMENTS` to the service criu, compared
 #   lab-entry health HOST:PORT      whether a node serves
 #   lab-entry COMMAND...            anything else, ready to run the model
 #
 # LINK   what the container may send, as tc says it (200mbit); needs root and NET_ADMIN
 # TLS    1: mutual TLS; the first to start makes an authority and certificates for all
 # DEST   the destination that the runner uses (dest)
+# PREDUMP_CLOCK  a file that says by how much the node's wall clock is wrong (docs/faults.md)
 # REPORT 1: the runner draws what it ran
 set -eu
 
@@ -82,6 +84,18 @@ node() {
   serve "$@"
 }
 
+# Before the node: a wall clock that is wrong by as much as the file says.
+jumping_clock() {
+  [ -n "${PREDUMP_CLOCK:-}" ] || return 0
+  # Whole or not at all, by whoever comes first: the other host's node may have it mapped.
+  new=$PREDUMP_CLOCK.$(hostname)
+  head -c 8 /dev/zero > "$new"
+  chmod 666 "$new"
+  ln "$new" "$PREDUMP_CLOCK" 2> /dev/null || true
+  rm "$new"
+  export LD_PRELOAD=/usr/local/lib/predump-clock.so
+}
+
 serve() {
   link_compiled
   if [ "${TLS:-0}" = 1 ]; then
@@ -89,6 +103,7 @@ serve() {
     name=${NODE:-$1}
     set -- "$@" --tls-cert "$tls/$name.pem" --tls-key "$tls/$name.key" --tls-client-ca "$tls/ca.pem"
   fi
+  jumping_clock
   exec predump serve "$@"
 }
 
@@ -116,12 +131,28 @@ runner() {
   exit $status
 }
 
+# Two pre-dumps and the final round, each to a page server of its own: that which listens now, and the
+# next two. The dialect is that of the CRIU which runs there.
+criu_send() {
+  link_compiled
+  version=$(cat /images/version)
+  case $version in
+    3.* | 4.0* | 4.1*) dialect=4.1 ;;
+    *) dialect=4.2 ;;
+  esac
+  first=$(cd /images && printf '%s\n' [0-9]* | sort -n | tail -n 1)
+  say "CRIU $version, page servers $first to $((first + 2))"
+  exec predump criu send "$@" --page-server criu:27000 --criu-version "$dialect" \
+    --set policy.kind=fixed --set policy.rounds=1 --verify-images "/images/$((first + 2))"
+}
+
 role=$1
 shift
 case $role in
   node) node "$@" ;;
   serve) serve "$@" ;;
   runner) runner "$@" ;;
+  criu-send) criu_send "$@" ;;
   dashboard) link_compiled; exec predump dashboard "$@" $(caller_tls) ;;
   health) exec python -m predump.health "$1" $(caller_tls) ;;
   *) link_compiled; exec "$role" "$@" ;;

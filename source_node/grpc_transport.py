@@ -466,6 +466,9 @@ class GrpcTransport:
             if not serving.done():
                 watching.result()
             return await serving
+        except BaseException:
+            self._pages.drop()  # no page goes out any more once this host has given up
+            raise
         finally:
             for work in (serving, watching):
                 work.cancel()

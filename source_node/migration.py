@@ -229,17 +229,26 @@ class Migration:
         else:
             with self._execution.lock:
                 now = self._tracker.written_since(self._execution.task)
+        mismatches = self.outcome.mismatches
+        different = {
+            pid: addresses_of(mismatches, pid, self._page_size)
+            for pid in {m.pid for m in mismatches}
+        }
         wire = sum(record.bytes_wire for record in self.outcome.rounds)
+        if self._server is not None:
+            wire += self._server.bytes_wire
+        serving = self._served and self.outcome.post_copy is None
         # The virtual clock spends a frame's time when it is made, the wall clock when it goes out.
         under_way = live if self._clock.name == "wall" else self._traffic
         return {
             "round": live.number,
             "final": live.final,
-            "over": live.over,
+            "serving": serving,
+            "over": live.over and not serving,
             "at_s": (self._clock.now_ns - self._started_ns) / NS,
             "bytes_wire": wire if live.over else wire + under_way.bytes_wire,
             "page_size": self._page_size,
-            **live.cells(now, self._page_size),
+            **live.cells(now, self._page_size, different),
         }
 
     async def run(self) -> Outcome:
@@ -376,7 +385,7 @@ class Migration:
         down.scan_ns = self._clock.now_ns - start - down.freeze_ns
         if post_copy:
             scan = self._leave_behind(scan, number)
-        self._live = LiveRound(number, True, scan)
+        self._live = LiveRound(number, True, scan, later=self._server)
         self._say("final", f"final round: {scan.to_send} pages, frozen")
         before = self._clock.now_ns
         self._bucket.start()
@@ -802,8 +811,12 @@ class Migration:
         self._say("continue", "the workload goes on at the destination")
         continuing = asyncio.create_task(self._transport.continue_to(until))
         try:
-            if self._server is None or await self._serve(continuing):
-                await self._compare_afterwards(await continuing)
+            if self._server is not None and not await self._serve(continuing):
+                return
+            if continuing.done() and isinstance(continuing.exception(), DestinationLost):
+                # It was away for a while, and asked for its pages again since.
+                continuing = asyncio.create_task(self._transport.continue_to(until))
+            await self._compare_afterwards(await continuing)
         except MigrationError as error:
             self.outcome.error = (
                 f"the task was handed over and is the destination's; afterwards: {error}"
@@ -840,6 +853,11 @@ class Migration:
                 f"{not_seen} pages were not read back for comparison: the page stream broke; "
                 'migrate again, or verify with mode = "digest"'
             )
+        if record.not_kept:
+            self.outcome.error = (
+                "all pages are at the destination, and it could not keep the task, which would be "
+                f"lost with that process: {record.not_kept}"
+            )
         self._released(Event.PAGES_OVER)
         self._say("released", f"all pages are at the destination: {record.faults} faults")
         return True
@@ -851,11 +869,12 @@ class Migration:
         both: list[asyncio.Task[Any]] = [serving, continuing]
         try:
             await asyncio.wait(both, return_when=asyncio.FIRST_EXCEPTION)
-            if not serving.done():  # a task that failed asks for no more pages; it may say why
+            if not serving.done() and not isinstance(continuing.exception(), DestinationLost):
+                # A task that failed asks for no more pages; it may say why.
                 await asyncio.wait([serving], timeout=LAST_WORDS_S)
-            if not serving.done():
-                continuing.result()
-            return await serving
+                if not serving.done():
+                    continuing.result()
+            return await serving  # which finds out by itself whether the destination is lost
         finally:
             serving.cancel()
             await asyncio.gather(serving, return_exceptions=True)
@@ -867,7 +886,9 @@ class Migration:
         self.outcome.verified = False
         self.outcome.error = (
             f"{why}. The source keeps the memory as it was at the freeze: settle the migration by "
-            f"KEEP to go on from there, which undoes what the task {did}, or by RELEASE to let go"
+            "ASK to serve its pages once more, when the destination can be reached and has the "
+            f"task; by KEEP to go on from the freeze, which undoes what the task {did}; or by "
+            "RELEASE to let go"
         )
 
     async def _compare_afterwards(self, reply: destination_node_pb2.ContinueReply) -> None:
@@ -933,6 +954,7 @@ class Migration:
             return
         self._say("commit", "the destination had taken the task over")
         self.outcome.error = ""
+        self.outcome.verified = True  # it was, before the hand-over; pages that come are compared
         self._handed_over()
         await self._go_on()
         self.outcome.ownership = self._ownership.state

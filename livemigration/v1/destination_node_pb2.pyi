@@ -140,7 +140,9 @@ class PageRequest(_message.Message):
 
     @_builtins.property
     def read_back(self) -> Global___MemoryChunk:
-        """No request: pages as they are here now, for a comparison of the bytes (PostCopyPlan.read_back)."""
+        """No request: pages as they are here now, for a comparison of the bytes (PostCopyPlan.read_back).
+        `id` counts these messages from 1. The metadata `compared` of a stream says which the source has.
+        """
 
     def __init__(
         self,

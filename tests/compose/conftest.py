@@ -21,6 +21,8 @@ from tests.compose.compose import ROOT, Compose, engine_environment
 
 ENGINE = Path(__file__).with_name("engine.sh")
 NO_ENGINE = 77
+KNOWS_CHECKPOINT_RESTORE = 23
+"""The first version of the engine after 20.10, which does not know that capability."""
 
 
 @contextmanager
@@ -38,6 +40,14 @@ def compiled_beside_the_sources() -> Iterator[None]:
         yield
     finally:
         shutil.rmtree(lent)
+
+
+def engine_version(environment: dict[str, str]) -> str:
+    """Of the engine, not of the command."""
+    command = ["docker", "version", "-f", "{{.Server.Version}}"]
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=True
+    ).stdout
 
 
 @pytest.fixture(scope="package")
@@ -63,13 +73,15 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str]
         command = (*environment["COMPOSE"].split(), *files)
         # No test writes to the clone's own folder of results.
         environment |= {"PREDUMP_TAG": tag, "RESULTS": str(tmp_path_factory.mktemp("results"))}
+        if int(engine_version(environment).split(".")[0]) < KNOWS_CHECKPOINT_RESTORE:
+            environment["CRIU_CAP"] = "SYS_ADMIN"
         environment["REPORT"] = "0"  # drawing takes seconds, and one test is enough for it
         compose = Compose(command, environment, f"predump-{tag}")
         with compiled_beside_the_sources():
-            compose("build", "runner")
+            compose("build", "runner", "criu")
         subprocess.run([ENGINE, "isolate", folder], stdin=subprocess.DEVNULL, check=True)
         yield lambda name: replace(compose, project=f"{compose.project}-{name}")
-        docker = ["docker", "image", "rm", "--force", f"predump:{tag}"]
+        docker = ["docker", "image", "rm", "--force", f"predump:{tag}", f"predump-criu:{tag}"]
         subprocess.run(docker, env=environment, capture_output=True, check=False)
     finally:
         subprocess.run([ENGINE, "stop", folder], stdin=subprocess.DEVNULL, check=True)

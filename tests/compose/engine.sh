@@ -15,8 +15,8 @@
 #
 # An engine of its own needs root and Debian: docker.io, iptables and debootstrap come through apt,
 # compose v2 from Debian trixie when it is missing, and since such a machine may reach no image
-# registry, the two base images (python:3.11-slim, eclipse-mosquitto:2) are built from Debian's
-# packages. Those and the build layers are kept in PREDUMP_COMPOSE_CACHE (default
+# registry, the images that ours are based on or used with are built from Debian's packages (see
+# images/). Those and the build layers are kept in PREDUMP_COMPOSE_CACHE (default
 # ~/.cache/predump-compose), so that only the first start takes minutes. COMPOSE chooses the compose
 # command, for example COMPOSE=docker-compose.
 #
@@ -25,10 +25,9 @@ set -euo pipefail
 
 readonly here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 readonly cache=${PREDUMP_COMPOSE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/predump-compose}
-readonly python_image=python:3.11-slim
-readonly broker_image=eclipse-mosquitto:2
-readonly suite=bookworm          # Debian with Python 3.11
-readonly recipe=1                # raise it when the images below are made differently
+readonly suite=trixie            # the Debian of the registry's python:3.11-slim
+readonly debian_image=debian:$suite-slim
+readonly recipe=2                # raise it when the images below are made differently
 readonly keep_layers=72h         # build layers that were not used for so long are removed
 export PATH=$PATH:/usr/sbin:/sbin
 
@@ -53,9 +52,7 @@ fetch_compose() {
     say 'fetching compose v2'
     rm -rf "$apt"
     mkdir -p "$apt"/{state/lists/partial,cache/archives/partial,etc/apt.conf.d,etc/preferences.d} "$plugins"
-    local mirror
-    mirror=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' | grep -m1 'debian\.org/debian' || true)
-    echo "deb ${mirror:-http://deb.debian.org/debian} trixie main" > "$apt/sources.list"
+    echo "deb $(mirror) trixie main" > "$apt/sources.list"
     : > "$apt/state/status"
     local options=(
       -qq -o "Dir::State=$apt/state" -o "Dir::State::status=$apt/state/status"
@@ -76,34 +73,37 @@ fetch_compose() {
 
 image_is_current() { [[ $(docker image inspect -f '{{index .Config.Labels "predump.recipe"}}' "$1" 2>/dev/null) == "$recipe" ]]; }
 
-# Stands in for the registry's image: the same Debian, Debian's own Python 3.11.
-make_python_image() {
-  local tarball=$cache/base-$suite-$(dpkg --print-architecture)-$recipe.tar.gz
+mirror() { apt-get indextargets --format '$(SITE)' 'Created-By: Packages' | grep -m1 'debian\.org/debian$' || echo http://deb.debian.org/debian; }
+
+make_debian_image() {
+  local tarball=$cache/$suite-$(dpkg --print-architecture)-$recipe.tar.gz root=$cache/rootfs
   if [[ ! -f $tarball ]]; then
-    say "making $python_image from Debian $suite (about a minute, once)"
-    local root=$cache/rootfs
-    rm -rf "$root"
-    debootstrap --variant=minbase \
-      --include=python3,python3-pip,python3-venv,ca-certificates,iproute2 \
-      "$suite" "$root" > "$cache/debootstrap.log" 2>&1 || {
-        tail -n 5 "$cache/debootstrap.log" >&2; rm -rf "$root"; say 'debootstrap failed'; return 1; }
-    rm -f "$root"/usr/lib/python3*/EXTERNALLY-MANAGED "$root"/var/cache/apt/archives/*.deb
-    ln -sf python3 "$root/usr/bin/python"
-    # pip in a build trusts what this machine trusts.
-    cp /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/ca-certificates.crt"
+    say "making $debian_image (a minute, once)"
+    rm -rf "$root" "$cache"/*.tar.gz
+    debootstrap --variant=minbase "$suite" "$root" "$(mirror)" > "$cache/debootstrap.log" 2>&1 || {
+      tail -n 5 "$cache/debootstrap.log" >&2; rm -rf "$root"; say 'debootstrap failed'; return 1; }
+    # As in the registry's: no manuals, also of packages to come, and no caches of apt's.
+    printf 'path-exclude /usr/share/%s/*\n' doc info locale man > "$root/etc/dpkg/dpkg.cfg.d/slim"
+    printf '%s\n' 'DPkg::Post-Invoke { "rm -f /var/cache/apt/archives/*.deb"; };' \
+      'Dir::Cache::pkgcache "";' 'Dir::Cache::srcpkgcache "";' > "$root/etc/apt/apt.conf.d/docker-clean"
+    rm -rf "$root"/usr/share/{doc,info,locale,man}/* "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/*
     tar -C "$root" -cz . > "$tarball.part"
     mv "$tarball.part" "$tarball"
     rm -rf "$root"
   fi
-  docker import -c "LABEL predump.recipe=$recipe" \
-    -c 'ENV PIP_CERT=/etc/ssl/certs/ca-certificates.crt' -c 'CMD ["python3"]' \
-    "$tarball" "$python_image" >/dev/null
+  docker import -c "LABEL predump.recipe=$recipe" -c 'CMD ["bash"]' "$tarball" "$debian_image" >/dev/null
 }
 
-make_broker_image() {
-  say "making $broker_image"
+# make_image TARGET NAME: one of images/Dockerfile.
+make_image() {
+  say "making $2"
+  rm -rf "$cache/images"
+  cp -r "$here/images" "$cache/images"
+  cp /etc/ssl/certs/ca-certificates.crt "$cache/images/"
   DOCKER_BUILDKIT=0 docker build --quiet --network host --label "predump.recipe=$recipe" \
-    -t "$broker_image" "$here/broker" >/dev/null
+    --build-arg "MIRROR=$(mirror)" --target "$1" -t "$2" "$cache/images" > "$cache/build.log" 2>&1 || {
+      tail -n 5 "$cache/build.log" >&2; say "$2 could not be made"; return 1; }
+  rm -rf "$cache/images"
 }
 
 # --- engine -------------------------------------------------------------------------------------
@@ -206,8 +206,12 @@ start() {
   # Version 1 would do, but keeps no build layers from one run to the next.
   [[ -n ${COMPOSE-} ]] || docker compose version >/dev/null 2>&1 || fetch_compose
   compose=$(find_compose)
-  image_is_current "$python_image" || make_python_image
-  image_is_current "$broker_image" || make_broker_image
+  local name target
+  image_is_current "$debian_image" || make_debian_image
+  for name in python:3.11-slim broker=eclipse-mosquitto:2 prometheus=prom/prometheus:v3.5.0; do
+    target=${name%%[=:]*}
+    image_is_current "${name#*=}" || make_image "$target" "${name#*=}"
+  done
   {
     printf 'export DOCKER_HOST=%q DOCKER_CONFIG=%q\n' "$DOCKER_HOST" "$DOCKER_CONFIG"
     printf 'COMPOSE=%q\nOWN_ENGINE=1\n' "$compose"
@@ -227,7 +231,7 @@ isolate() {
 # Containers, volumes and images of the tests, also of some that were killed.
 tidy() {
   docker container ls -aq | xargs -r docker container rm --force --volumes
-  docker image ls -q 'predump:test-*' | sort -u | xargs -r docker image rm --force
+  docker image ls -q 'predump*:test-*' | sort -u | xargs -r docker image rm --force
   docker image prune --force
   docker volume prune --force
   docker network prune --force

@@ -9,7 +9,7 @@ after it, and a new one starts with the same state directory, or with another.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -90,11 +90,15 @@ class Network:
         self._streams: set[MemoryStream] = set()
         self.again: list[tuple[str, bytes]] = []  # requests that may arrive once more
         self._changing = asyncio.Lock()
+        self._changes: set[asyncio.Future[None]] = set()
         self.check: Callable[[], None] = lambda: None
         self.log: list[str] = []
 
     async def start(self, directory: str = "home") -> None:
         """A new process, unless there is one."""
+        await self._to_its_end(self._start(directory))
+
+    async def _start(self, directory: str) -> None:
         async with self._changing:
             if self.node is not None:
                 return
@@ -118,6 +122,9 @@ class Network:
 
     async def crash(self) -> None:
         """The process is gone: what it had in memory, its connections, its lock."""
+        await self._to_its_end(self._crash())
+
+    async def _crash(self) -> None:
         async with self._changing:
             node, self.node = self.node, None
             for stream in list(self._streams):
@@ -129,6 +136,16 @@ class Network:
                 await asyncio.gather(*steps, return_exceptions=True)
                 await asyncio.to_thread(node._pool.shutdown)
                 self._store.close()
+
+    async def _to_its_end(self, change: Coroutine[Any, Any, None]) -> None:
+        """Whoever waits for it: a caller that loses its patience cannot keep a process half dead.
+
+        What else changes the process waits for this one.
+        """
+        task = asyncio.ensure_future(change)
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+        await asyncio.shield(task)
 
     @property
     def state(self) -> Ownership:
