@@ -631,7 +631,7 @@ def test_frames_of_files_that_do_not_fit_are_refused(
     assert "columns of different lengths" in refusal(incoming, odd)
     sender.sequence -= 1
     incoming.apply(sealed(file_begin(sender, 1)))
-    assert "is for file 9, unknown here" in refusal(incoming, file_pages(sender, 1, object_id=9))
+    assert "is for object 9, unknown here" in refusal(incoming, file_pages(sender, 1, object_id=9))
     sender.sequence -= 1
     assert "has no page 8" in refusal(incoming, file_pages(sender, 8))
 
