@@ -279,6 +279,34 @@ def migrate(
         _run_and_report(loaded, hosts, "", json_target)
 
 
+@app.command("settle")
+def settle_command(
+    decision: Annotated[
+        Literal["ask", "keep", "release"],
+        typer.Argument(
+            help="Ask the destination once more (a paused post-copy goes on), or say that the "
+            "source keeps the task as it was at the freeze, or that it lets go of it."
+        ),
+    ],
+    source: Annotated[str, typer.Option(metavar="HOST:PORT", help="The source in doubt.")],
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    debug: Debug = False,
+) -> None:
+    """End the doubt of a source about a task that it handed over; status 0 if it is over."""
+    with explained_errors(_explained, debug=debug):
+        with loading():
+            from livemigration.tls import channel_credentials
+            from predump.settling import settle
+
+        hosts = _hosts(source, source, tls_ca, tls_cert, tls_key)
+        credentials = channel_credentials(hosts.tls) if hosts.tls is not None else None
+        line, status = asyncio.run(settle(hosts.source, credentials, decision))
+    typer.echo(line)
+    raise typer.Exit(status)
+
+
 @serve_app.command("source")
 def serve_source_command(
     listen: Listen = "127.0.0.1:0",

@@ -125,15 +125,16 @@ async def lose_destination(phase: str) -> list[Any]:
         open_channel(hosts.source.address) as channel,
     ):
         stub = source_node_pb2_grpc.SourceNodeStub(channel)
-        results = [await migrate(stub, made, hosts.dest.address)]
-        running = []
-        for decision in (kind.DECISION_ASK, kind.DECISION_KEEP):
-            task = await stub.GetTask(source_node_pb2.GetTaskRequest())
-            running.append(task.running)
-            settle = kind(migration_id=results[0].migration_id, decision=decision)
-            results.append(await stub.Settle(settle))
+        results: list[Any] = [await migrate(stub, made, hosts.dest.address)]
+        settle = kind(migration_id=results[0].migration_id, decision=kind.DECISION_ASK)
+        results.append(await stub.Settle(settle))
         task = await stub.GetTask(source_node_pb2.GetTaskRequest())
-        assert [*running, task.running] == [False, False, True]
+        assert not task.running
+        for decision in ("keep", "ask"):
+            command = ("settle", decision, "--source", hosts.source.address)
+            results.append(await asyncio.to_thread(predump, *command))
+        task = await stub.GetTask(source_node_pb2.GetTaskRequest())
+        assert task.running
         return results
 
 
@@ -170,14 +171,17 @@ def test_a_destination_that_dies_without_all_pages_leaves_the_decision_to_somebo
     phase: str,
 ) -> None:
     """It is started again with its state directory, and knows only that it had the task."""
-    lost, asked, kept = asyncio.run(lose_destination(phase))
+    lost, asked, kept, again = asyncio.run(lose_destination(phase))
     assert lost.ownership == common_pb2.OWNERSHIP_STATE_IN_DOUBT
     assert not lost.verified
     assert "as it was at the freeze" in lost.error
     # Asking again does not make the source run what others may have seen run further.
     assert asked.ownership == common_pb2.OWNERSHIP_STATE_IN_DOUBT
-    assert kept.ownership == common_pb2.OWNERSHIP_STATE_RUNNING
-    assert "the source resumed it" in kept.error
+    assert kept.status == 0
+    assert kept.out.startswith("the source runs the task: ")
+    assert "the source resumed it" in kept.out
+    assert again.status == 1
+    assert "the task is running, there is no doubt" in again.err
 
 
 def test_a_task_that_has_all_its_pages_outlives_its_destinations_process() -> None:
