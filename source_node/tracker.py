@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from livemigration.files import file_numbers
+from livemigration.files import file_numbers, unmapped_pages
 from livemigration.layout import AddressSpace, describe
 from livemigration.snapshot import dumped
 from livemigration.task import Task
@@ -108,6 +108,8 @@ class RoundScan:
 
     processes: list[ProcessScan] = field(default_factory=list)
     files: list[FileScan] = field(default_factory=list)
+    # of shared memory, by object: numbers of pages to send that no process maps
+    unmapped: list[tuple[int, NDArray[np.int64]]] = field(default_factory=list)
     scanned: int = 0  # pagemap entries read
     present: int = 0  # pages that the reset write-protects
     soft_dirty: int = 0  # live pages that the kernel reports as written
@@ -202,7 +204,19 @@ class Tracker:
         for pid in list(self._sent):
             if pid not in task.processes:
                 del self._sent[pid]
+        self._scan_unmapped(task, result, now=final or self._shared_in_rounds)
         return result
+
+    def _scan_unmapped(self, task: Task, result: RoundScan, *, now: bool) -> None:
+        """Shared memory that no process maps now: like the rest of it, nothing tracks it."""
+        found = [(number, pages) for number, pages in unmapped_pages(task) if pages.size]
+        count = sum(pages.size for _, pages in found)
+        if not now:
+            result.left += count
+            return
+        result.unmapped = found
+        result.to_send += count
+        result.written += count
 
     def count_dirty(self, task: Task) -> int:
         """Live pages that a pre-dump would send now; changes nothing (QEMU's exact sync)."""
