@@ -65,15 +65,11 @@ stubs: setup-dev
 	@echo '== stubs'
 	@$(BIN)/python scripts/gen_protos.py --check
 
-# Two halves: what may share the machine, and what measures it.
 unit: warm ## the tests alone (PYTEST_ARGS=... is passed on)
 	@$(MAKE) --no-print-directory tests
 
 tests: setup-dev
-	@echo '== tests'
-	@$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not alone and not compose' $(PYTEST_ARGS)
-	@echo '== tests that need the machine to themselves'
-	@$(BIN)/python -m pytest -m 'alone or compose' $(PYTEST_ARGS)
+	@scripts/tests.sh $(PYTEST_ARGS)
 
 proto: setup-dev ## regenerate the stubs from proto/
 	@$(BIN)/python scripts/gen_protos.py

@@ -51,6 +51,10 @@ from source_node.file_tracker import FileScan, FileTracker
 U64 = NDArray[np.uint64]
 Bools = NDArray[np.bool_]
 
+_THERE = PM_PRESENT | PM_SWAP
+_AT_ONCE = 1 << 16
+"""Pages that are looked at together: their entries stay in a cache, however large the memory is."""
+
 NEVER = np.uint64(2**64 - 1)
 """The version of a page that was never sent; no content ever has it."""
 
@@ -231,13 +235,19 @@ class Tracker:
 
         For whoever looks on while a round goes on: changes nothing and decides nothing.
         """
-        there = PM_PRESENT | PM_SWAP
+        buffer = np.empty(_AT_ONCE, np.uint64)
         found = []
         for pid in sorted(task.processes):
             mm = task.processes[pid]
             for vma in mm.vmas():
-                entries = mm.pagemap(vma.start, (vma.end - vma.start) // mm.machine.page_size)
-                dirty = self._dirty(pid, vma, entries) & ((entries & there) != 0)
+                dirty = np.empty((vma.end - vma.start) // mm.machine.page_size, np.bool_)
+                for at in range(0, dirty.size, _AT_ONCE):
+                    part = dirty[at : at + _AT_ONCE]
+                    start = vma.start + at * mm.machine.page_size
+                    entries = mm.pagemap(start, part.size, buffer[: part.size])
+                    np.logical_and(
+                        self._dirty(pid, start, entries), (entries & _THERE) != 0, out=part
+                    )
                 found.append(DirtyVma(pid, vma, dirty))
         return found
 
@@ -319,7 +329,7 @@ class Tracker:
         rows, versions = mm.contents(vma.start, pages)
         shared = bool(vma.flags & MAP_SHARED)
         index = np.flatnonzero(dumped(task, vma, entries, rows, self._files))
-        soft_dirty = self._dirty(pid, vma, entries)[index]
+        soft_dirty = self._dirty(pid, vma.start, entries)[index]
         judged = np.ones(index.size, dtype=np.bool_)
         huge = bool(vma.flags & MAP_HUGETLB)
         # Of a file's mapping there is nothing here: its pages travel with the file.
@@ -346,14 +356,14 @@ class Tracker:
             present=0 if huge else int(np.count_nonzero(entries & PM_PRESENT)),
         )
 
-    def _dirty(self, pid: int, vma: Vma, entries: U64) -> Bools:
-        """Per page of the mapping: whether the kernel says that it was written."""
+    def _dirty(self, pid: int, start: int, entries: U64) -> Bools:
+        """Per page from `start` on: whether the kernel says that it was written."""
         if not self._by_protection:
             return np.asarray((entries & PM_SOFT_DIRTY) != 0)
         protected = self._protected.get(pid)
         if protected is None:
             return np.ones(entries.size, dtype=np.bool_)
-        return protected.written(vma.start, entries.size)
+        return protected.written(start, entries.size)
 
 
 def _left_over(mm: Mm) -> bool:

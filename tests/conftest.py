@@ -24,7 +24,7 @@ settings.register_profile(
 )
 # CI must not fail by chance: its examples depend on the test alone.
 settings.register_profile("ci", settings.get_profile("predump"), derandomize=True)
-LEFT_OUT = {"alone", "compose"}
+LEFT_OUT = {"alone", "compose", "guest"}
 """Marks of tests that `make test` runs by themselves (Makefile)."""
 
 settings.load_profile("ci" if os.environ.get("CI") else "predump")

@@ -16,8 +16,8 @@ from mm_model import FaultStats, Machine
 from predump.inprocess import InProcessTransport, migrate_in_process
 from predump.overrides import parse_override
 from predump.result import Result
-from predump.runner import run_scenario
 from predump.scenario import load_scenario
+from predump.testing.pair import Pair
 from tests.e2e.watching import SCENARIOS, Watch, migrate, scenario
 
 EVERY_SIZE = pytest.mark.parametrize("page_size", [4096, 16384, 65536])
@@ -274,9 +274,11 @@ def test_a_huge_page_of_512_megabytes_is_split(monkeypatch: pytest.MonkeyPatch) 
         ("hugetlb", 4096, []),
     ],
 )
-def test_two_processes_do_the_same(name: str, page_size: int, sets: list[str]) -> None:
+def test_two_processes_do_the_same(
+    name: str, page_size: int, sets: list[str], predump_pair: Pair
+) -> None:
     what = scenario(name, page_size, *sets)
-    there = asyncio.run(run_scenario(what))
+    there = predump_pair.migrate(what)
     assert_moved(there)
     here = migrate(what)
     assert [r.model_dump() for r in there.rounds] == [r.model_dump() for r in here.rounds]

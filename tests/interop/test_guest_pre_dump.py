@@ -36,7 +36,8 @@ from tests.interop.memtouch import PAGE, Status, alive, hot, in_regions, written
 from tests.interop.memtouch_model import modelled_rounds
 from tests.interop.real_criu import RealCriu
 
-pytestmark = pytest.mark.timeout(900)  # a guest is emulated: on a busy machine it takes minutes
+# A guest is emulated: on a busy machine it takes minutes.
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
 
 PRE_DUMPS = 3
 OTHER_PAGES = 16

@@ -26,7 +26,8 @@ from predump.scenario import scenario_from_mapping
 from tests.interop.criu_guest import CriuGuest
 from tests.interop.real_criu import RealCriu
 
-pytestmark = pytest.mark.timeout(900)  # a guest is emulated: on a busy machine it takes minutes
+# A guest is emulated: on a busy machine it takes minutes.
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
 
 PAGE: Final = 4096
 PAGES: Final = 16
