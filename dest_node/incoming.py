@@ -33,7 +33,7 @@ from livemigration.digest import gather_bytes
 from livemigration.encoding.decoder import Decoder
 from livemigration.errors import BadRequest, DamagedFrame, NoSpace, WrongState
 from livemigration.execution import Execution
-from livemigration.files import drop_holes, file_pages, offsets
+from livemigration.files import drop_holes, file_pages, offsets, unmapped_pages
 from livemigration.layout import from_proto, huge_objects, reconcile, restore_advice
 from livemigration.ownership import Event, Ownership, OwnershipMachine
 from livemigration.runs import from_runs, to_runs
@@ -139,10 +139,11 @@ class IncomingTask:
                     addresses[at : at + most],
                     store.read_pages(rows[at : at + most], spec.page_size),
                 )
-        for number, (pages, rows) in enumerate(record.files):
+        kept = [file.object_id for file in task.files] + [at for at, _ in unmapped_pages(task)]
+        for object_id, (pages, rows) in zip(kept, record.files, strict=False):
             for at in range(0, pages.size, most):
-                incoming._install_in_file(
-                    number,
+                incoming._install_in_object(
+                    object_id,
                     offsets(pages[at : at + most], spec.page_size),
                     store.read_pages(rows[at : at + most], spec.page_size),
                 )
@@ -280,8 +281,8 @@ class IncomingTask:
         drop_holes(machine, file.object_id, shared)
 
     def object_here(self, source_object: int) -> int:
-        """This host's object for a file of the source's."""
-        return self.task.files[self._files[source_object]].object_id
+        """This host's object for a file, or other shared object, of the source's."""
+        return self._shared[source_object]
 
     def _drop_dead(self, mm: Mm, process: common_pb2.Process) -> None:
         """Private pages that have no content at the source any more go away here."""
@@ -358,16 +359,16 @@ class IncomingTask:
                     f"frame {frame.sequence} is for process {frame.pid}, unknown here"
                 )
             return mm.install
-        number = self._files.get(frame.object_id)
-        if number is None:
+        object_id = self._shared.get(frame.object_id)
+        if object_id is None or self.task.machine.shared(object_id).huge:
             raise DamagedFrame(
-                f"frame {frame.sequence} is for file {frame.object_id}, unknown here"
+                f"frame {frame.sequence} is for object {frame.object_id}, unknown here"
             )
-        return partial(self._install_in_file, number)
+        return partial(self._install_in_object, object_id)
 
-    def _install_in_file(self, number: int, where: U64, pages: NDArray[np.uint8]) -> None:
+    def _install_in_object(self, object_id: int, where: U64, pages: NDArray[np.uint8]) -> None:
         numbers = (where // np.uint64(self.spec.page_size)).astype(np.int64)
-        self.task.machine.install_object(self.task.files[number].object_id, numbers, pages)
+        self.task.machine.install_object(object_id, numbers, pages)
 
     # -- proof
 
@@ -537,7 +538,13 @@ class IncomingTask:
             begin=self.begin.SerializeToString(),
             memory_digest=self.digests.memory_digest,
             rows={pid: own_pages(self.task, pid) for pid in self.task.processes},
-            files=[file_pages(self.task.machine, file) for file in self.task.files],
+            files=[
+                *(file_pages(self.task.machine, file) for file in self.task.files),
+                *(
+                    (pages, self.task.machine.object_frames(object_id)[pages])
+                    for object_id, pages in unmapped_pages(self.task)
+                ),
+            ],
         )
 
     @property

@@ -128,6 +128,7 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
         self._connected = 0
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="destination")
         self._committing = asyncio.Lock()
+        self._hand_overs = 0  # Commits that are not answered yet
         self._steps: set[asyncio.Task[destination_node_pb2.MigrationStatus]] = set()
         self._lost = ""  # migration whose task ran here and died with the process before this one
         self._watching: asyncio.Task[None] | None = None  # of a post-copy's source
@@ -376,7 +377,19 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
     ) -> destination_node_pb2.MigrationStatus:
         """Takes the task over and lets it run here."""
         async with answering(context):
-            return await self._to_its_end(self._take_over(request))
+            return await self._to_its_end(self._take_over_and_tell(request))
+
+    async def _take_over_and_tell(
+        self, request: destination_node_pb2.CommitRequest
+    ) -> destination_node_pb2.MigrationStatus:
+        """Whoever asks meanwhile is told that it is under way."""
+        self._hand_overs += 1
+        try:
+            status = await self._take_over(request)
+        finally:
+            self._hand_overs -= 1
+        status.taking_over = False
+        return status
 
     async def _take_over(
         self, request: destination_node_pb2.CommitRequest
@@ -574,6 +587,7 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
             incarnation=self._incarnation,
             store_id=self._store_id,
             recovered=incoming.recovered,
+            taking_over=self._hand_overs > 0,
             post_copy=(
                 incoming.came if incoming.post_copy is None else incoming.post_copy.status()
             ),

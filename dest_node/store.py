@@ -58,7 +58,8 @@ class CommitRecord:
     begin: bytes  # the final round's RoundBegin: address spaces and core state
     memory_digest: str
     rows: dict[int, tuple[NDArray[np.uint64], NDArray[np.int64]]]  # pid -> addresses, file rows
-    # of each of the task's files: page numbers, file rows
+    # of each of the task's files: page numbers, file rows; and then, in their order, of what no
+    # process maps of its shared memory (livemigration.files.unmapped_pages)
     files: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = field(default_factory=list)
     post_copy: bytes = b""  # how its pages came (PostCopyRecord), if they came after the task
 

@@ -118,11 +118,17 @@ class _Traffic:
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """Pages to send together: of a process, or of a file at offsets."""
+    """Pages to send together: of a process, or of a file or a shared object at offsets."""
 
     pid: int
     addresses: U64
     file: int = -1  # number of the file
+    object_id: int = 0  # of shared memory that no process maps
+
+    @property
+    def of_process(self) -> bool:
+        """Whether the addresses are a process'."""
+        return self.file < 0 and not self.object_id
 
 
 class Migration:
@@ -546,6 +552,10 @@ class Migration:
             for at in range(0, found.send.size, most):
                 where = offsets(found.send[at : at + most], page_size)
                 yield _Batch(0, where, found.number)
+        for object_id, numbers in scan.unmapped:
+            for at in range(0, numbers.size, most):
+                where = offsets(numbers[at : at + most], page_size)
+                yield _Batch(0, where, object_id=object_id)
         for process in scan.processes:
             for pages in process.send_by_vma:
                 for at in range(0, pages.size, most):
@@ -561,7 +571,7 @@ class Migration:
         with self._execution.lock:
             found = self._look(part)
             if found is None:
-                if part.file < 0 and self._live is not None:
+                if part.of_process and self._live is not None:
                     self._live.skipped(part.pid, int(part.addresses.size))
                 return None
             packing, object_id = found
@@ -573,7 +583,7 @@ class Migration:
             copied, task.machine.page_size, one_after_other=not self._execution.running
         )
         self._count(made, packing, time.monotonic_ns() - began)
-        if part.file < 0 and self._live is not None:
+        if part.of_process and self._live is not None:
             self._live.gathered(heading.sequence, part.pid, int(part.addresses.size))
         return made.frame, heading.sequence
 
@@ -604,11 +614,15 @@ class Migration:
         A page that is gone by now is not live at the next scan, which says so.
         """
         task = self._execution.task
-        object_id = 0
-        if part.file >= 0:
-            object_id = task.files[part.file].object_id
+        object_id = part.object_id
+        if not part.of_process:
+            if part.file >= 0:
+                object_id = task.files[part.file].object_id
             first = int(part.addresses[0]) // task.machine.page_size
-            rows = task.machine.object_frames(object_id)[first:]
+            try:
+                rows = task.machine.object_frames(object_id)[first:]
+            except MmError:
+                return None  # the task runs, and has unmapped the last of it
             versions = task.machine.phys.version[rows]
             packing = pack(task.machine.content, part.addresses, rows, versions)
         else:
@@ -620,6 +634,8 @@ class Migration:
 
     def _note(self, part: _Batch, packing: Packing, number: int) -> None:
         """These pages went out as they were now."""
+        if part.object_id:
+            return
         if part.file < 0:
             self._tracker.note(part.pid, packing.addresses, packing.versions, number)
             return
@@ -674,7 +690,7 @@ class Migration:
             why = (
                 f"{count} pages differ at the destination"
                 if count
-                else "the address space differs at the destination"
+                else "the address space, or what nobody maps, differs at the destination"
             )
             await self._keep_task("", why)
         return digests

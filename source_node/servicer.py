@@ -303,7 +303,9 @@ class SourceNode(source_node_pb2_grpc.SourceNodeServicer):
         """Migrates; a caller that goes away does not disturb it."""
         async with answering(context):
             await asyncio.to_thread(self._warm.wait)
-            running = await self._begin(request, context.invocation_metadata())
+            # One at a time, and of a task that nobody starts or ends meanwhile.
+            async with self._starting:
+                running = await self._begin(request, context.invocation_metadata())
             while True:
                 event = await running.events.queue.get()
                 yield event
@@ -382,9 +384,12 @@ class SourceNode(source_node_pb2_grpc.SourceNodeServicer):
             raise
         finally:
             looking.cancel()
-        self._end(running, outcome)
-        if outcome.ownership is not Ownership.IN_DOUBT:
-            await running.transport.close()
+        try:
+            if outcome.ownership is not Ownership.IN_DOUBT:
+                await running.transport.close()
+        finally:
+            # The last thing: who hears of it may ask for the next migration at once.
+            self._end(running, outcome)
 
     def _end(self, running: _Running, outcome: Outcome) -> None:
         result = outcome.to_proto()

@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from livemigration.files import file_numbers
+from livemigration.files import file_numbers, unmapped_pages
 from livemigration.layout import AddressSpace, describe
 from livemigration.snapshot import dumped
 from livemigration.task import Task
@@ -50,6 +50,10 @@ from source_node.file_tracker import FileScan, FileTracker
 
 U64 = NDArray[np.uint64]
 Bools = NDArray[np.bool_]
+
+_THERE = PM_PRESENT | PM_SWAP
+_AT_ONCE = 1 << 16
+"""Pages that are looked at together: their entries stay in a cache, however large the memory is."""
 
 NEVER = np.uint64(2**64 - 1)
 """The version of a page that was never sent; no content ever has it."""
@@ -104,6 +108,8 @@ class RoundScan:
 
     processes: list[ProcessScan] = field(default_factory=list)
     files: list[FileScan] = field(default_factory=list)
+    # of shared memory, by object: numbers of pages to send that no process maps
+    unmapped: list[tuple[int, NDArray[np.int64]]] = field(default_factory=list)
     scanned: int = 0  # pagemap entries read
     present: int = 0  # pages that the reset write-protects
     soft_dirty: int = 0  # live pages that the kernel reports as written
@@ -198,7 +204,19 @@ class Tracker:
         for pid in list(self._sent):
             if pid not in task.processes:
                 del self._sent[pid]
+        self._scan_unmapped(task, result, now=final or self._shared_in_rounds)
         return result
+
+    def _scan_unmapped(self, task: Task, result: RoundScan, *, now: bool) -> None:
+        """Shared memory that no process maps now: like the rest of it, nothing tracks it."""
+        found = [(number, pages) for number, pages in unmapped_pages(task) if pages.size]
+        count = sum(pages.size for _, pages in found)
+        if not now:
+            result.left += count
+            return
+        result.unmapped = found
+        result.to_send += count
+        result.written += count
 
     def count_dirty(self, task: Task) -> int:
         """Live pages that a pre-dump would send now; changes nothing (QEMU's exact sync)."""
@@ -217,13 +235,19 @@ class Tracker:
 
         For whoever looks on while a round goes on: changes nothing and decides nothing.
         """
-        there = PM_PRESENT | PM_SWAP
+        buffer = np.empty(_AT_ONCE, np.uint64)
         found = []
         for pid in sorted(task.processes):
             mm = task.processes[pid]
             for vma in mm.vmas():
-                entries = mm.pagemap(vma.start, (vma.end - vma.start) // mm.machine.page_size)
-                dirty = self._dirty(pid, vma, entries) & ((entries & there) != 0)
+                dirty = np.empty((vma.end - vma.start) // mm.machine.page_size, np.bool_)
+                for at in range(0, dirty.size, _AT_ONCE):
+                    part = dirty[at : at + _AT_ONCE]
+                    start = vma.start + at * mm.machine.page_size
+                    entries = mm.pagemap(start, part.size, buffer[: part.size])
+                    np.logical_and(
+                        self._dirty(pid, start, entries), (entries & _THERE) != 0, out=part
+                    )
                 found.append(DirtyVma(pid, vma, dirty))
         return found
 
@@ -305,7 +329,7 @@ class Tracker:
         rows, versions = mm.contents(vma.start, pages)
         shared = bool(vma.flags & MAP_SHARED)
         index = np.flatnonzero(dumped(task, vma, entries, rows, self._files))
-        soft_dirty = self._dirty(pid, vma, entries)[index]
+        soft_dirty = self._dirty(pid, vma.start, entries)[index]
         judged = np.ones(index.size, dtype=np.bool_)
         huge = bool(vma.flags & MAP_HUGETLB)
         # Of a file's mapping there is nothing here: its pages travel with the file.
@@ -332,14 +356,14 @@ class Tracker:
             present=0 if huge else int(np.count_nonzero(entries & PM_PRESENT)),
         )
 
-    def _dirty(self, pid: int, vma: Vma, entries: U64) -> Bools:
-        """Per page of the mapping: whether the kernel says that it was written."""
+    def _dirty(self, pid: int, start: int, entries: U64) -> Bools:
+        """Per page from `start` on: whether the kernel says that it was written."""
         if not self._by_protection:
             return np.asarray((entries & PM_SOFT_DIRTY) != 0)
         protected = self._protected.get(pid)
         if protected is None:
             return np.ones(entries.size, dtype=np.bool_)
-        return protected.written(vma.start, entries.size)
+        return protected.written(start, entries.size)
 
 
 def _left_over(mm: Mm) -> bool:

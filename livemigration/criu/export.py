@@ -30,8 +30,9 @@ from livemigration.criu.magic import (
     PageFlags,
 )
 from livemigration.criu.naming import Naming, inside_ranges, vma_pages
-from livemigration.criu.page_writer import Bytes, Flavour, PageCounts, PageList, write_pages
+from livemigration.criu.page_images import PageCounts, PageList, write_pages
 from livemigration.criu.pagemap import listed_ranges
+from livemigration.criu.pagemap_entries import Bytes, Flavour
 from livemigration.criu.pb.inventory_pb2 import InventoryEntry
 from livemigration.criu.pb.stats_pb2 import DumpStats, StatsEntry
 from livemigration.criu.record_writer import write_image

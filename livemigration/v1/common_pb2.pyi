@@ -480,10 +480,10 @@ class TransferFrame(_message.Message):
     sequence: _builtins.int
     round: _builtins.int
     checksum: _builtins.int
-    """XXH3-64 of fields 6, 7, 9, 10, 12, 13, 14 (little-endian) and 15"""
+    """XXH3-64 of fields 6, 7, 9, 10, 12, 13, 14 (little-endian) and 15; or of the bytes of field 4 or 8."""
     pid: _builtins.int
     object: _builtins.int
-    """not 0: pages of this file, at offsets, not of a process"""
+    """not 0: pages of this file or shared memory, at offsets, not of a process"""
     encodings: _builtins.bytes
     """a PageEncoding for each page of the runs; empty: all raw"""
     content_checksum: _builtins.int

@@ -399,6 +399,7 @@ class LiveBoard:
             "downtime_s": row.downtime_s,
             "verified": source.get("verified") if source.get("verified") in (True, False) else None,
             "failed": bool(source.get("error")),
+            "aborted": str(source.get("error") or "").startswith("aborted:"),
             "in_doubt": source.get("ownership") == "in_doubt",
         }
 

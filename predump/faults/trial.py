@@ -2,8 +2,8 @@
 
 * Whoever should have the task has it: the nodes are asked, beside the link, all the time and at the
   end. A destination that has taken the task over and a source that runs it are two owners.
-* What the destination has taken over is read back from there when its last page has come, and
-  compared byte for byte with a task that never moved; then it runs on, and must end up like that.
+* What the destination has taken over runs on there once its last page has come, and then all of its
+  memory is read back and compared byte for byte with that of a task that never moved.
 * A source that kept the task is unharmed: it runs, and the same task migrates once more, without
   the fault. Every page is compared there, and the end of its work with that of a task to which
   nothing ever happened.
@@ -219,31 +219,31 @@ class _Attempt:
         await self._check_task_there()
 
     async def _check_task_there(self) -> None:
-        """At the destination is every byte, as it is and after it ran on."""
+        """The task at the destination runs on, and then has every byte that it must have."""
         trial, spec = self._trial, self._scenario.task
         request = TaskRequest(spec, spec.to_struct(), "virtual", Path())
-        until = 0
         async with open_channel(self._lab.destination) as channel:
             stub = destination_node_pb2_grpc.DestinationNodeStub(channel)
-            for _ in range(2):
+            until = 0
+            for _ in range(2):  # to rest, with all its pages, and then on
                 reply = await stub.Continue(
                     destination_node_pb2.ContinueRequest(
                         migration_id=self._id, until_workload_ns=until
                     ),
                     timeout=LIMIT_S,
                 )
-                chunks = stub.ReadBack(
-                    destination_node_pb2.ReadBackRequest(migration_id=self._id), timeout=LIMIT_S
-                )
-                there = await read_memory(chunks, spec.page_size)
-                expected, digest = await memory_like(request, reply.operations)
-                wrong = difference(there, expected, spec.page_size)
-                if wrong:
-                    trial.problems.append(f"after {reply.operations} operations {wrong}")
-                if reply.memory_digest != digest:
-                    trial.problems.append("the task does not go on as if nothing had happened")
-                trial.bytes_compared += spec.memory
                 until = reply.workload_ns + RUN_ON_NS
+            chunks = stub.ReadBack(
+                destination_node_pb2.ReadBackRequest(migration_id=self._id), timeout=LIMIT_S
+            )
+            there = await read_memory(chunks, spec.page_size)
+        expected, digest = await memory_like(request, reply.operations)
+        wrong = difference(there, expected, spec.page_size)
+        if wrong:
+            trial.problems.append(f"after {reply.operations} operations {wrong}")
+        if reply.memory_digest != digest:
+            trial.problems.append("the task does not go on as if nothing had happened")
+        trial.bytes_compared += spec.memory
 
     async def _settle(self, stub: Any) -> Result:
         """In doubt the task must stand still; then the fault is over, and the source asks.

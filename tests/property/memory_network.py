@@ -52,6 +52,7 @@ class _Context:
         self._metadata = metadata
         self.inbox: asyncio.Queue[Any] = asyncio.Queue()
         self.outbox: asyncio.Queue[Any] = asyncio.Queue()
+        self.begun = asyncio.Event()
 
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
         return self._metadata
@@ -65,7 +66,8 @@ class _Context:
     async def write(self, message: Any) -> None:
         self.outbox.put_nowait(message)
 
-    async def send_initial_metadata(self, metadata: Any) -> None: ...
+    async def send_initial_metadata(self, metadata: Any) -> None:
+        self.begun.set()
 
 
 class Silent(Telemetry):
@@ -134,6 +136,7 @@ class Network:
                 for step in steps:
                     step.cancel()
                 await asyncio.gather(*steps, return_exceptions=True)
+                await node._stop_post_copy()  # its threads
                 await asyncio.to_thread(node._pool.shutdown)
                 self._store.close()
 
@@ -256,6 +259,7 @@ class MemoryStream:
         self._work: asyncio.Task[None] | None = None
         if handler is None:
             self._end = _error(grpc.StatusCode.UNAVAILABLE, broken)
+            self._context.begun.set()
             self._context.outbox.put_nowait(grpc.aio.EOF)
         else:
             self._work = asyncio.ensure_future(handler(None, self._context))
@@ -275,6 +279,7 @@ class MemoryStream:
                 )
         self._end = self._end or end
         self._network.closed(self)
+        self._context.begun.set()
         self._context.outbox.put_nowait(grpc.aio.EOF)
         self._network.check()
 
@@ -331,6 +336,12 @@ class MemoryStream:
         assert self._end is not None
         if self._end.code() is not grpc.StatusCode.OK:
             raise self._end
+
+    async def initial_metadata(self) -> None:
+        await self._context.begun.wait()
+
+    def done(self) -> bool:
+        return self._end is not None
 
     async def code(self) -> grpc.StatusCode:
         assert self._end is not None

@@ -56,9 +56,10 @@ function show(id) {
   if (id === chosen) return;
   chosen = id;
   detail = null;
+  // Nothing of another one stays under this name, least of all what acts on it.
+  $("detail").hidden = $("unknown").hidden = true;
   connect();
   list();
-  $("unknown").hidden = true;
 }
 
 // -- the list
@@ -138,7 +139,7 @@ function showDetail() {
   }
   if (is("facts")) showFacts(facts);
   if (is("facts", "pages", "mismatches")) showMap(map, mismatches, facts);
-  if (is("rounds", "facts")) drawRounds($("rounds"), rounds, undefined, facts.ended);
+  if (is("rounds", "facts")) drawRounds($("rounds"), rounds, undefined, facts.ended || facts.host_lost);
   if (is("rates", "facts")) drawRates($("rates"), rates, facts.page_size ?? 4096);
   if (is("facts", "mismatches")) showLost(facts, mismatches);
   if (is("events")) {
@@ -170,7 +171,7 @@ function showFacts(told) {
     ["lost", compared && told.pages_lost !== undefined ? pages(told.pages_lost) : null],
     ["sent for nothing", compared && told.pages_spurious !== undefined ? pages(told.pages_spurious) : null],
     ["has the task", told.in_doubt ? "nobody knows: in doubt" : told.owner ? `the ${told.owner}` : null],
-    ["destination says", told.states.dest], ["total time", told.total_time_s ? seconds(told.total_time_s) : null], ["began", clock(new Date(1000 * told.started))],
+    ["destination says", told.ended ? null : told.states.dest], ["total time", told.total_time_s ? seconds(told.total_time_s) : null], ["began", clock(new Date(1000 * told.started))],
     ["messages dropped", told.dropped ? count(told.dropped) : null],
   ].filter(([, value]) => value);
   put($("facts"), ...facts.map(([name, value]) => make("div", { "data-key": name }, make("dt", {}, name), make("dd", {}, value))));

@@ -5,7 +5,7 @@ import { $, bytes, count, keys, make, pages as inPages, put, say } from "./dom.j
 
 const SIZE = 12, GAP = 2, STEP = SIZE + GAP;
 const RIGHT = 5;           // of a square, for what was written since the scan
-const FEW = 24;            // a mapping of so few squares has them beside its name
+const FEW = 12;            // a mapping of so few squares has them beside its name
 let shown = null;          // the page map on show
 let wrong = [];            // ranges that differ: [pid, start, end] as BigInt, if cells do not tell
 let rows = [];             // {vma, canvas, label, columns}

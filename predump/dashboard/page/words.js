@@ -5,6 +5,7 @@ import { count, pages } from "./dom.js";
 export function verdict(row) {
   if (row.in_doubt && row.ended) return ["in doubt", "bad"];
   if (row.host_lost) return ["host lost", "bad"];
+  if (row.ended && row.aborted) return ["aborted", "bad"];
   if (row.ended && row.verified === true && !row.failed) return ["verified", "good"];
   if (row.verified === false && (row.ended || row.downtime_s)) return [row.failed ? "failed" : "differs", "bad"];
   if (row.ended) return [row.state, row.failed || row.state === "failed" ? "bad" : ""];
@@ -13,7 +14,7 @@ export function verdict(row) {
 
 const DOING = {
   prepare: "getting ready", round: "pre-dumping", freeze: "frozen", final: "frozen", verify: "comparing",
-  commit: "handing over", resume: "handed over", continue: "goes on there", serve: "pages come later",
+  commit: "handing over", resume: "running there", continue: "running there", serve: "pages come later",
   released: "pages are there", compare: "comparing",
 };
 
