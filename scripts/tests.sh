@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
 # All tests, in an order that uses two processors well; arguments go to pytest.
 #
-# First what may share the machine, in two processes, and beside them in one process the tests with
-# guest kernels, which boot once for all that use them: they take the time in which the others wait.
-# Then what needs the machine to itself.
+# First what may share the machine: three processes on two processors, as tests often wait for
+# something (TEST_PROCESSES chooses another number), and beside them in a process of their own the
+# tests with guest kernels, which boot once for all that use them. Then what needs the machine to
+# itself.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly interrupted=2 nothing_collected=5
 readonly asked=$#
+readonly processes=${TEST_PROCESSES:-3}
 
 # Where only some tests are asked for, a part may have none of them.
 pytest() {
@@ -31,7 +33,7 @@ trap end_guests EXIT
 
 echo '== tests'
 status=0 guests_status=0
-pytest -n 2 --dist worksteal -m 'not alone and not compose and not guest' "$@" || status=$?
+pytest -n "$processes" --dist worksteal -m 'not alone and not compose and not guest' "$@" || status=$?
 ((status != interrupted)) || exit "$interrupted"
 wait "$guests" || guests_status=$?
 guests=

@@ -25,7 +25,7 @@ import msgpack
 # Below the ports that the kernel gives to outgoing connections (32768 and up): nobody takes one of
 # these by chance while a broker is down, and a client cannot end up connected to itself.
 _PORTS: Final = range(15000, 32000)
-_START_S: Final = 10.0
+_START_S: Final = 60.0
 
 MARK: Final = "mark/"
 """Topics that a test's own listener uses; `Broker.retained` leaves them out."""

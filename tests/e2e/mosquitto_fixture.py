@@ -34,7 +34,7 @@ class Listener:
         """Payloads of the topics that end with `kind`, in the order of their arrival."""
         return [heard.payload for heard in self.heard if heard.topic.endswith(f"/{kind}")]
 
-    async def until(self, holds: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    async def until(self, holds: Callable[[], bool], timeout_s: float = 120.0) -> None:
         """Wait until `holds()`, looking again at each message."""
         try:
             async with asyncio.timeout(timeout_s):

@@ -45,7 +45,7 @@ class Ended:
 
 
 def predump(
-    *arguments: str | Path, timeout: float = 60, env: dict[str, str] | None = None
+    *arguments: str | Path, timeout: float = 240, env: dict[str, str] | None = None
 ) -> Ended:
     """Runs the command to its end."""
     ran = subprocess.run(

@@ -126,7 +126,7 @@ class Opened:
 
     def until(self, selector: str, text: str | re.Pattern[str] | None = None) -> Locator:
         """Waits for an element that is seen, with a text."""
-        found = self.page.locator(selector)
+        found = self.page.locator(selector).filter(visible=True)
         if text is not None:
             found = found.filter(has_text=text)
         found.first.wait_for(timeout=SOON_MS)

@@ -19,7 +19,7 @@ from predump.testing.pair import Pair, running_pair
 
 
 async def until(board: LiveBoard, holds: Callable[[], Any]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while not holds():
             await board.changed(board.version, 1)
 

@@ -26,7 +26,7 @@ from predump.dashboard.finished import Finished
 from predump.dashboard.guard import Guard
 from predump.dashboard.web import Dashboard, application
 
-SOON_MS = 30_000
+SOON_MS = 60_000
 BASE = 0x7F00_0000_0000
 LONG = "a-long-id-" + "0123456789abcdef" * 6
 

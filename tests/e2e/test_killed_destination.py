@@ -29,6 +29,10 @@ SMALL = (
     "workload.rate='5000 pages/s'",
     "policy.kind=fixed",
     "policy.rounds=2",
+    # A supervisor starts it again: on a busy machine that may take long.
+    "patience.answer=120s",
+    "patience.reconnect=60s",
+    "patience.settle=60s",
 )
 
 BEFORE_COMMIT = ("round-0", "round-1", "final", "verify", "before-commit")
@@ -54,7 +58,7 @@ def _died(node: NodeProcess) -> bool:
 @pytest.mark.parametrize("phase", BEFORE_COMMIT)
 def test_before_commit_the_source_keeps_the_task_and_resumes_it(phase: str) -> None:
     result, hosts = _run(drill=f"kill@{phase}")
-    assert _died(hosts[0].dest), "the destination was not killed"
+    assert _died(hosts[0].dest), f"the destination was not killed: {result.error}"
     assert result.owner == "source"
     assert result.exit_code == 1
     assert result.error is not None
@@ -65,7 +69,7 @@ def test_before_commit_the_source_keeps_the_task_and_resumes_it(phase: str) -> N
 @pytest.mark.parametrize("phase", AFTER_COMMIT)
 def test_after_commit_the_destination_has_the_task_with_every_byte(phase: str) -> None:
     result, hosts = _run(drill=f"kill@{phase}")
-    assert _died(hosts[0].dest), "the destination was not killed"
+    assert _died(hosts[0].dest), f"the destination was not killed: {result.error}"
     assert result.owner == "destination"
     assert result.verified
     # Started again it goes on from the commit, and ends like a task that never moved or died.

@@ -62,7 +62,7 @@ class Heard:
 
     async def until(self, kind: str, **wanted: object) -> Mapping[str, Any]:
         """The first payload of a kind that has these fields."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while True:
                 for payload in self.of(kind):
                     if wanted.items() <= payload.items():

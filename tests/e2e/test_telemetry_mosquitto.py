@@ -481,14 +481,14 @@ async def _longest_call(telemetry: Telemetry, calls: int) -> float:
     return slowest
 
 
-async def _logged(caplog: pytest.LogCaptureFixture, text: str, timeout_s: float = 20.0) -> None:
+async def _logged(caplog: pytest.LogCaptureFixture, text: str, timeout_s: float = 120.0) -> None:
     async with asyncio.timeout(timeout_s):
         while text not in caplog.text:
             await asyncio.sleep(0.02)
 
 
 async def _retained_when(
-    broker: Broker, topic: str, field: str, value: object, timeout_s: float = 20.0
+    broker: Broker, topic: str, field: str, value: object, timeout_s: float = 120.0
 ) -> dict[str, object]:
     """The retained payload of `topic` once its `field` has `value`."""
     deadline = time.monotonic() + timeout_s

@@ -69,7 +69,7 @@ class Watch:
         self.process = process
         self.text = ""
 
-    async def shows(self, text: str, timeout_s: float = 20.0) -> None:
+    async def shows(self, text: str, timeout_s: float = 120.0) -> None:
         try:
             async with asyncio.timeout(timeout_s):
                 while text not in self.text:
@@ -85,7 +85,7 @@ class Watch:
     async def interrupt(self) -> int:
         """Ctrl-C; the exit status."""
         self.process.send_signal(signal.SIGINT)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             return await self.process.wait()
 
 
