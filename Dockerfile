@@ -31,6 +31,13 @@ RUN /opt/predump/bin/python -m pip uninstall -q -y setuptools pip \
  && mkdir /pictures \
  && mv vl_convert vl_convert_python-*.dist-info /pictures/
 
+# The clock that jumps, of the laboratory's faults; the compiler stays here.
+FROM python:3.11-slim AS clock
+RUN apt-get update -qq \
+ && apt-get install -y -qq --no-install-recommends gcc libc6-dev
+COPY predump/faults/clock_jump.c /src/
+RUN gcc -O1 -shared -fPIC -o /clock_jump.so /src/clock_jump.c
+
 FROM python:3.11-slim AS system
 # tc shapes the laboratory's links, openssl makes its certificates.
 RUN { command -v tc && command -v openssl; } > /dev/null \
@@ -50,6 +57,7 @@ COPY --from=runtime /pictures /opt/predump/lib/python3.11/site-packages
 
 FROM pictures-${PICTURES} AS sources
 COPY --from=build /out/ /
+COPY --from=clock /clock_jump.so /usr/local/lib/predump-clock.so
 ENV PATH=/opt/predump/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     NUMBA_CACHE_DIR=/var/cache/predump

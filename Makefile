@@ -6,6 +6,8 @@ SHELL := bash
 .DEFAULT_GOAL := help
 # Debian keeps mosquitto in /usr/sbin, which is not on a user's PATH.
 export PATH := $(PATH):/usr/sbin:/sbin
+# The tests start hundreds of processes: each would compile all sources again without their caches.
+unexport PYTHONDONTWRITEBYTECODE
 
 BIN := .venv/bin
 PACKAGES := mm_model livemigration source_node dest_node predump
@@ -63,15 +65,11 @@ stubs: setup-dev
 	@echo '== stubs'
 	@$(BIN)/python scripts/gen_protos.py --check
 
-# Two halves: what may share the machine, and what measures it.
 unit: warm ## the tests alone (PYTEST_ARGS=... is passed on)
 	@$(MAKE) --no-print-directory tests
 
 tests: setup-dev
-	@echo '== tests'
-	@$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not alone and not compose' $(PYTEST_ARGS)
-	@echo '== tests that need the machine to themselves'
-	@$(BIN)/python -m pytest -m 'alone or compose' $(PYTEST_ARGS)
+	@scripts/tests.sh $(PYTEST_ARGS)
 
 proto: setup-dev ## regenerate the stubs from proto/
 	@$(BIN)/python scripts/gen_protos.py
@@ -119,8 +117,9 @@ compose: ## one migration in containers: SCENARIO=quickstart, TLS=1, LINK=200mbi
 soak: warm ## migrations back and forth with faults by chance, SOAK_MINUTES (10), SOAK_SEED (by chance)
 	@$(BIN)/predump faults soak --minutes $(SOAK_MINUTES) $(if $(SOAK_SEED),--seed $(SOAK_SEED))
 
-faults: warm ## every fault of scenarios/faults, with two nodes on this machine
-	@$(BIN)/predump faults run all
+# With DOCKER=1 nothing but Docker is needed.
+faults: $(if $(DOCKER),,warm) ## every fault of scenarios/faults, or FAULTS=name; DOCKER=1: in containers
+	@$(if $(DOCKER),scripts/compose-faults.sh,$(BIN)/predump faults run) $(or $(FAULTS),all)
 
 compose-test: setup-dev ## the compose tests alone
 	@$(BIN)/python -m pytest -m compose -v $(PYTEST_ARGS)

@@ -26,6 +26,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain as joined
 from pathlib import Path
@@ -206,13 +207,17 @@ class CriuPages:
     def _keep(self, record: CheckpointRecord) -> None:
         file = self._record_file(record.chain, record.number)
         part = file.with_suffix(".part")
+        key = record.chain, record.number
         try:
             part.write_text(record.to_json() + "\n")
             os.replace(part, file)
         except OSError as error:
-            raise ImageError(file, error.strerror or str(error), "make room") from None
+            failed = ImageError(file, error.strerror or str(error), "make room")
+            with self._lock:  # its number stays taken: the directory is there
+                self._records.setdefault(key, replace(record, complete=False, error=str(failed)))
+            raise failed from None
         with self._lock:
-            self._records[record.chain, record.number] = record
+            self._records[key] = record
 
     # -- one connection
 
@@ -314,7 +319,8 @@ class CriuPages:
         except ImageError as error:
             return replace(record, error=str(error))
         record = replace(record, digest=digest)
-        self._keep(record)
+        with suppress(ImageError):  # without room it is made again when it is asked for again
+            self._keep(record)
         return record
 
     def _digest(self, record: CheckpointRecord) -> str:

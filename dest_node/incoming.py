@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from dest_node.checkpoint import describe_task
 from dest_node.missing import MissingPages
 from dest_node.page_channel import PageChannel
+from dest_node.page_file import PageFile
 from dest_node.post_copy import VirtualRun, WallRun
 from dest_node.reserve import reserve
 from dest_node.store import CommitRecord, StateDirectory
@@ -32,7 +33,7 @@ from livemigration.digest import gather_bytes
 from livemigration.encoding.decoder import Decoder
 from livemigration.errors import BadRequest, DamagedFrame, NoSpace, WrongState
 from livemigration.execution import Execution
-from livemigration.files import drop_holes, file_pages, offsets
+from livemigration.files import drop_holes, file_pages, offsets, unmapped_pages
 from livemigration.layout import from_proto, huge_objects, reconcile, restore_advice
 from livemigration.ownership import Event, Ownership, OwnershipMachine
 from livemigration.runs import from_runs, to_runs
@@ -42,8 +43,12 @@ from livemigration.task import ROOT_PID, Task, build_machine, model_config
 from livemigration.v1 import common_pb2, destination_node_pb2
 from livemigration.workload import build_workload
 from mm_model import MAP_SHARED, Mm, MmError
+from mm_model.state import NEXT_FRAME
 
 U64 = NDArray[np.uint64]
+
+_MORE_ROOM = 16 << 20
+"""Bytes for which room is taken beyond what is at hand, when a task has grown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +75,7 @@ class IncomingTask:
     spec: TaskSpec
     task: Task
     store: StateDirectory | None
+    pages: PageFile | None = None  # the task's memory, if there is a store; not of a recovered one
     ownership: OwnershipMachine = field(default_factory=lambda: OwnershipMachine(source=False))
     lock: threading.Lock = field(default_factory=threading.Lock)
     sequence: int = 0
@@ -99,13 +105,17 @@ class IncomingTask:
         """Makes room; `NoSpace` if there is none, ValueError if the spec is not one."""
         spec = request.spec()
         config = model_config(spec, request.extra_pages)
+        room = min(request.resident_pages + 1, config.frames)
+        pages = None if store is None else store.pages(config.frames, config.page_size, room)
         try:
-            content = None if store is None else store.pages(config.frames, config.page_size)
+            content = None if pages is None else pages.content
             task = Task(build_machine(spec, request.extra_pages, content))
-            reserve(task.machine.content[: request.resident_pages + 1])
+            reserve(task.machine.content[:room])
         except MemoryError as error:
+            if store is not None:
+                store.forget()
             raise NoSpace(f"no room for {spec.memory} bytes of memory") from error
-        incoming = cls(request, spec, task, store, export_to=export_to)
+        incoming = cls(request, spec, task, store, pages, export_to=export_to)
         incoming.ownership.on(Event.PREPARE)
         return incoming
 
@@ -129,10 +139,11 @@ class IncomingTask:
                     addresses[at : at + most],
                     store.read_pages(rows[at : at + most], spec.page_size),
                 )
-        for number, (pages, rows) in enumerate(record.files):
+        kept = [file.object_id for file in task.files] + [at for at, _ in unmapped_pages(task)]
+        for object_id, (pages, rows) in zip(kept, record.files, strict=False):
             for at in range(0, pages.size, most):
-                incoming._install_in_file(
-                    number,
+                incoming._install_in_object(
+                    object_id,
                     offsets(pages[at : at + most], spec.page_size),
                     store.read_pages(rows[at : at + most], spec.page_size),
                 )
@@ -270,8 +281,8 @@ class IncomingTask:
         drop_holes(machine, file.object_id, shared)
 
     def object_here(self, source_object: int) -> int:
-        """This host's object for a file of the source's."""
-        return self.task.files[self._files[source_object]].object_id
+        """This host's object for a file, or other shared object, of the source's."""
+        return self._shared[source_object]
 
     def _drop_dead(self, mm: Mm, process: common_pb2.Process) -> None:
         """Private pages that have no content at the source any more go away here."""
@@ -306,6 +317,7 @@ class IncomingTask:
             raise DamagedFrame(f"frame {frame.sequence} brings pages outside of a round")
         install = self._installer(frame)
         page_size = self.spec.page_size
+        self._take_room(int(frame.run_pages.sum()) + int(frame.zero_pages.sum()))
         if frame.run_start.size:
             assert self._decoder is not None
             addresses = from_runs(frame.run_start, frame.run_pages, page_size)
@@ -318,6 +330,26 @@ class IncomingTask:
             install(addresses, np.zeros(addresses.size * page_size, dtype=np.uint8))
             self._received += int(addresses.size)
 
+    def _take_room(self, pages: int) -> None:
+        """For so many more, where the task has outgrown the room that was taken for it.
+
+        `NoSpace` if there is none: said now, since the hand-over has no time for it.
+        """
+        if self.store is None or self.pages is None:
+            return
+        used = self._rows_used()
+        if used + pages <= self.pages.room:
+            return
+        more = _MORE_ROOM // self.spec.page_size
+        try:
+            self.store.take_room(self.pages, used + pages + more, used)
+        except NoSpace:  # there may be as much as is needed
+            self.store.take_room(self.pages, used + pages, used)
+
+    def _rows_used(self) -> int:
+        """Rows that ever had content; those beyond are zeros."""
+        return int(self.task.machine.phys.ctr[NEXT_FRAME])
+
     def _installer(self, frame: batch.Frame) -> Callable[[U64, NDArray[np.uint8]], None]:
         """What puts the pages of a frame in place: into a process, or into a file."""
         if not frame.object_id:
@@ -327,16 +359,16 @@ class IncomingTask:
                     f"frame {frame.sequence} is for process {frame.pid}, unknown here"
                 )
             return mm.install
-        number = self._files.get(frame.object_id)
-        if number is None:
+        object_id = self._shared.get(frame.object_id)
+        if object_id is None or self.task.machine.shared(object_id).huge:
             raise DamagedFrame(
-                f"frame {frame.sequence} is for file {frame.object_id}, unknown here"
+                f"frame {frame.sequence} is for object {frame.object_id}, unknown here"
             )
-        return partial(self._install_in_file, number)
+        return partial(self._install_in_object, object_id)
 
-    def _install_in_file(self, number: int, where: U64, pages: NDArray[np.uint8]) -> None:
+    def _install_in_object(self, object_id: int, where: U64, pages: NDArray[np.uint8]) -> None:
         numbers = (where // np.uint64(self.spec.page_size)).astype(np.int64)
-        self.task.machine.install_object(self.task.files[number].object_id, numbers, pages)
+        self.task.machine.install_object(object_id, numbers, pages)
 
     # -- proof
 
@@ -349,9 +381,13 @@ class IncomingTask:
     def memory(self) -> Iterator[destination_node_pb2.MemoryChunk]:
         """All pages that are not zeros, read from the page tables, in batches.
 
-        A batch stays within one VMA, so that the source looks at one range for it.
+        A batch stays within one VMA, so that the source looks at one range for it. Of a task that
+        is this host's, once it has run to the time that was asked for.
         """
-        self.ownership.require(Ownership.RECEIVING, Ownership.VERIFIED)
+        self.ownership.require(Ownership.RECEIVING, Ownership.VERIFIED, Ownership.COMMITTED)
+        wall = self.request.clock == "wall"  # on the virtual clock it runs when it is asked to
+        if self.execution is not None and (self.lacks_pages or (wall and self.execution.running)):
+            raise WrongState("the task runs here; its memory can be read once it is at rest")
         page_size = self.spec.page_size
         most = max(1, batch.BATCH_BYTES // page_size)
         for pid in sorted(self.task.processes):
@@ -412,9 +448,17 @@ class IncomingTask:
         """The point of no return, of a host that keeps its task over a restart."""
         if self.store is None:
             return
-        machine = self.task.machine
-        self.store.commit(self._record())
-        machine.replace_content(self.store.private_pages(machine.config.frames, machine.page_size))
+        self._commit(self.store, self._record())
+
+    def _commit(self, store: StateDirectory, record: CommitRecord) -> None:
+        """The task's memory is in the directory as it is, and its own from here on."""
+        assert self.pages is not None
+        used = self._rows_used()
+        store.take_room(self.pages, used, used)  # nearly always there already
+        private = store.private_pages(self.pages, used)
+        store.commit(record)
+        self.task.machine.replace_content(private)
+        self.pages = None
 
     def _take_over_without_pages(self, missing: MissingPages) -> None:
         assert self.begin is not None
@@ -438,16 +482,15 @@ class IncomingTask:
         begin = describe_task(self.execution, self.task)
         if self.images is not None:
             begin.images.extend(self.images.messages())
-        self.store.commit(
+        self._commit(
+            self.store,
             replace(
                 self._record(),
                 begin=begin.SerializeToString(),
                 memory_digest=digest_task(self.task).memory_digest,
                 post_copy=self.post_copy.record.SerializeToString(),
-            )
+            ),
         )
-        machine = self.task.machine
-        machine.replace_content(self.store.private_pages(machine.config.frames, machine.page_size))
         self.when_kept()
 
     async def run_to(self, workload_ns: int) -> None:
@@ -457,8 +500,8 @@ class IncomingTask:
             await self.execution.run_to(workload_ns)
             return
         await self.post_copy.run_to(workload_ns)
-        if self.post_copy.record.halted:
-            raise WrongState(self.post_copy.record.halted)
+        if self.post_copy.stopped:
+            raise WrongState(self.post_copy.stopped)
 
     def _restore(self) -> Execution:
         """The workload, with the state it had when it was frozen, on the memory that is here."""
@@ -495,8 +538,19 @@ class IncomingTask:
             begin=self.begin.SerializeToString(),
             memory_digest=self.digests.memory_digest,
             rows={pid: own_pages(self.task, pid) for pid in self.task.processes},
-            files=[file_pages(self.task.machine, file) for file in self.task.files],
+            files=[
+                *(file_pages(self.task.machine, file) for file in self.task.files),
+                *(
+                    (pages, self.task.machine.object_frames(object_id)[pages])
+                    for object_id, pages in unmapped_pages(self.task)
+                ),
+            ],
         )
+
+    @property
+    def lacks_pages(self) -> bool:
+        """Whether pages of a post-copy have still to come."""
+        return self.post_copy is not None and self.missing is not None and self.missing.left > 0
 
     def give_up(self) -> None:
         """Forgets the task for good, unless it is this host's."""

@@ -1,8 +1,15 @@
 """How a destination asks for pages: the stream that the source of a post-copy holds open.
 
 Requests go out, a frame with just those pages comes back for each. What was not answered when the
-stream broke is asked for again when the source opens the next one; a frame counts once. A source
-that is away for too long, or keeps silent for too long over a request, is lost.
+stream broke is asked for again when the source opens the next one; a frame counts once. A stream
+over which nothing comes for too long is ended, so that the source opens another one: something
+between the hosts may have swallowed a frame.
+
+A source that stays away for too long is lost, and a task that needs a page of it stands still. It
+may come back all the same, as a paused post-copy of QEMU is recovered over a new connection
+(migration/migration.c, postcopy_pause): the next stream is served like any other, and the task goes
+on where it stood. What comes over a stream that was given up never counts: who was told that the
+task stands still may have let the source go on with it (`livemigration.ownership_model`).
 """
 
 from __future__ import annotations
@@ -11,39 +18,61 @@ import asyncio
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from livemigration import batch
-from livemigration.errors import SourceLost, WrongState
+from livemigration.errors import DamagedFrame, MigrationError, SourceLost, WrongState
+from livemigration.ownership import page_counts
 from livemigration.v1 import common_pb2, destination_node_pb2
 
 NS = 1_000_000_000
 _POLL_S = 0.1
 
+_KEPT_BYTES = 8 << 20
+"""Of pages that were shown, so much is kept to be shown again: more than a connection holds."""
+
 PageRequest = destination_node_pb2.PageRequest
+
+_Outgoing = asyncio.Queue[PageRequest | MigrationError]
+"""What goes out over a stream; an error ends it."""
 
 
 class PageChannel(Protocol):
     """The source, as those see it who need pages."""
 
+    @property
+    def held(self) -> int:
+        """The stream that is open, by its number; 0: none is, and no page is under way."""
+        ...
+
+    @property
+    def lost(self) -> SourceLost | None:
+        """Why nothing comes now; None while it may."""
+        ...
+
     def ask(self, request: PageRequest) -> None:
-        """Asks; any thread may."""
+        """Asks; any thread may. Without a source, it is asked when there is one."""
         ...
 
     def take(self) -> tuple[batch.Frame, int]:
         """The next frame that answers a request, checked, and its size on the wire; waits for it.
 
-        Raises `SourceLost`.
+        Raises `SourceLost` if there is none and the source is lost.
         """
         ...
 
+    def wait_for_source(self) -> None:
+        """Returns when the source is not lost any more; `SourceLost` if nobody waits for it."""
+        ...
+
     def poll(self) -> tuple[batch.Frame, int] | None:
-        """The same without waiting; None if there is none."""
+        """`take` without waiting; None if there is none."""
         ...
 
     def tell(self, pages: destination_node_pb2.MemoryChunk) -> None:
-        """Shows pages as they are here; any thread may. If the stream breaks, it may be in vain."""
+        """Shows pages as they are here; any thread may."""
         ...
 
     def over(self, record: common_pb2.PostCopyRecord) -> None:
@@ -63,21 +92,32 @@ class StreamChannel:
         self._open: dict[int, PageRequest] = {}  # by id, not answered yet
         self._inbox: queue.SimpleQueue[tuple[batch.Frame, int]] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._outgoing: asyncio.Queue[PageRequest | None] | None = None
+        self._streams = 0
+        self._held = 0
+        self._outgoing: _Outgoing = asyncio.Queue()  # of the stream held
+        self._ended_by_us = False  # the last stream, since nothing came over it
         self._over: PageRequest | None = None
+        self._told: deque[PageRequest] = deque()  # pages shown, which the source may not have seen
+        self._told_bytes = 0
+        self._told_last = 0
         self._heard = time.monotonic()  # when the source last said something, or was asked
+        self._wait_until = self._heard + self._lost_after_s  # for a stream, while there is none
         self._lost: SourceLost | None = None
+        self._stopped = False
+        self._hope = threading.Event()  # the source is not lost, or nobody waits for it
+        self._hope.set()
         self.on_frame: Callable[[], None] | None = None
         self.on_lost: Callable[[SourceLost], None] | None = None
+        self.on_back: Callable[[], None] | None = None
 
     @property
-    def connected(self) -> bool:
-        """Whether the source holds the stream open."""
-        return self._outgoing is not None
+    def held(self) -> int:
+        """See `PageChannel.held`."""
+        return self._held
 
     @property
     def lost(self) -> SourceLost | None:
-        """Why nothing more will come; None while it may."""
+        """See `PageChannel.lost`."""
         return self._lost
 
     # -- for those who need pages
@@ -92,12 +132,20 @@ class StreamChannel:
 
     def _send(self, request: PageRequest) -> None:
         # Without a stream it goes out with the others when there is one.
-        if self._outgoing is not None and (request.id in self._open or not request.id):
+        known = request.id in self._open or request.HasField("over")
+        if self._held and (known or request.HasField("read_back")):
             self._outgoing.put_nowait(request)
 
     def tell(self, pages: destination_node_pb2.MemoryChunk) -> None:
-        """See `PageChannel.tell`."""
-        self._loop.call_soon_threadsafe(self._send, PageRequest(read_back=pages))
+        """See `PageChannel.tell`. If the stream breaks, they are shown again over the next one."""
+        with self._lock:
+            self._told_last += 1
+            request = PageRequest(id=self._told_last, read_back=pages)
+            self._told.append(request)
+            self._told_bytes += len(pages.pages)
+            while self._told_bytes > _KEPT_BYTES and len(self._told) > 1:
+                self._told_bytes -= len(self._told.popleft().read_back.pages)
+        self._loop.call_soon_threadsafe(self._send, request)
 
     def take(self) -> tuple[batch.Frame, int]:
         """See `PageChannel.take`."""
@@ -107,6 +155,12 @@ class StreamChannel:
             except queue.Empty:
                 if self._lost is not None:
                     raise self._lost from None
+
+    def wait_for_source(self) -> None:
+        """See `PageChannel.wait_for_source`."""
+        self._hope.wait()
+        if self._stopped and self._lost is not None:
+            raise self._lost
 
     def poll(self) -> tuple[batch.Frame, int] | None:
         """See `PageChannel.poll`."""
@@ -126,41 +180,64 @@ class StreamChannel:
         self,
         read: Callable[[], Awaitable[bytes | None]],
         write: Callable[[PageRequest], Awaitable[None]],
+        seen: int = 0,
     ) -> None:
         """One stream, until the source ends it or it breaks. `read`: the next message, None: ended.
 
-        A newer stream takes the place of one that nobody has noticed yet to be broken.
+        A newer stream takes the place of one that nobody has noticed yet to be broken. `seen`: the
+        last of the messages with pages to compare that the source has got.
         """
-        if self._lost is not None:
-            raise WrongState(f"{self._lost}; it comes too late")
-        if self._outgoing is not None:
-            self._outgoing.put_nowait(None)
-        outgoing: asyncio.Queue[PageRequest | None] = asyncio.Queue()
-        self._outgoing, self._heard = outgoing, time.monotonic()
-        with self._lock:
-            for request in self._open.values():
-                outgoing.put_nowait(request)
-        if self._over is not None:
-            outgoing.put_nowait(self._over)
+        if self._stopped:
+            raise WrongState("nobody needs pages of this task any more")
+        self._give_up(WrongState("the source opened another page stream"))
+        stream = self._begin(seen)
         try:
             async with asyncio.TaskGroup() as group:
-                writer = group.create_task(self._write(outgoing, write))
+                writer = group.create_task(self._write(self._outgoing, write))
                 while (message := await read()) is not None:
-                    self._receive(message)
+                    if page_counts(self._held, stream):
+                        self._receive(message)
                 writer.cancel()
         except BaseExceptionGroup as failed:
             raise failed.exceptions[0] from None
         finally:
-            if self._outgoing is outgoing:
-                self._outgoing, self._heard = None, time.monotonic()
+            if self._held == stream:
+                self._held, self._heard = 0, time.monotonic()
+                self._wait_until = self._heard + self._lost_after_s
+                self._ended_by_us = False
+
+    def _begin(self, seen: int) -> int:
+        """A new stream; first goes out what the one before may not have carried."""
+        outgoing: _Outgoing = asyncio.Queue()
+        with self._lock:
+            while self._told and self._told[0].id <= seen:
+                self._told_bytes -= len(self._told.popleft().read_back.pages)
+            for request in (*self._told, *self._open.values()):
+                outgoing.put_nowait(request)
+            self._heard = time.monotonic()
+        if self._over is not None:
+            outgoing.put_nowait(self._over)
+        self._outgoing = outgoing
+        self._streams += 1
+        self._held = self._streams
+        if self._lost is not None:
+            self._lost = None
+            self._hope.set()
+            if self.on_back is not None:
+                self.on_back()
+        return self._held
 
     @staticmethod
-    async def _write(
-        outgoing: asyncio.Queue[PageRequest | None], write: Callable[[PageRequest], Awaitable[None]]
-    ) -> None:
-        while (request := await outgoing.get()) is not None:
+    async def _write(outgoing: _Outgoing, write: Callable[[PageRequest], Awaitable[None]]) -> None:
+        while not isinstance(request := await outgoing.get(), MigrationError):
             await write(request)
-        raise WrongState("the source opened another page stream")
+        raise request
+
+    def _give_up(self, why: MigrationError) -> None:
+        """Ends the stream that there is; what it may still bring does not count."""
+        if self._held:
+            self._held = 0
+            self._outgoing.put_nowait(why)
 
     def _receive(self, message: bytes) -> None:
         frame = batch.decode(message)
@@ -175,36 +252,42 @@ class StreamChannel:
 
     def stop(self, why: str) -> None:
         """Whoever waits for a page waits no longer, and the stream ends."""
-        if self._lost is None and self._over is None:
+        self._stopped = True
+        if self._over is None:
             self._lost = SourceLost(why)
-        if self._outgoing is not None:
-            self._outgoing.put_nowait(None)
+        self._give_up(SourceLost(why))
+        self._hope.set()
 
-    # -- a source that does not come back
+    # -- a source that does not answer
 
     async def watch(self) -> None:
-        """Runs until the source is lost, and tells everybody."""
-        while self._lost is None:
-            await asyncio.sleep(_POLL_S)
-            if self._over is not None:
-                return
-            self._lost = self._judge()
-        if self.on_lost is not None and self._lost is not None:
-            self.on_lost(self._lost)
+        """Looks after the source until nothing more is asked for, and tells when it is lost."""
+        while self._over is None and not self._stopped:
+            await asyncio.sleep(min(_POLL_S, self._lost_after_s / 8))
+            if self._lost is None and self._over is None:
+                self._look()
 
-    def _judge(self) -> SourceLost | None:
-        silent = time.monotonic() - self._heard
-        if self._outgoing is None:
-            if silent > self._lost_after_s:
-                return SourceLost(f"the source is lost: no page stream for {silent:.1f} s")
-            return None
+    def _look(self) -> None:
+        now = time.monotonic()
+        if not self._held:
+            if now > self._wait_until:
+                self._lose()
+            return
         with self._lock:
             pages = sum(sum(request.run_pages) for request in self._open.values())
-        if not pages:
-            return None
+            silent = now - self._heard
         patience = self._lost_after_s
         if self._bandwidth_bps:
             patience += 2 * pages * self._page_size * 8 / self._bandwidth_bps
-        if silent > patience:
-            return SourceLost(f"the source is lost: it did not answer for {silent:.1f} s")
-        return None
+        if pages and silent > patience / 2:
+            self._give_up(DamagedFrame(f"no page came for {silent:.1f} s; they are asked for anew"))
+            self._wait_until = now + patience / 2
+            self._ended_by_us = True
+
+    def _lose(self) -> None:
+        silent = time.monotonic() - self._heard
+        what = "it did not answer" if self._ended_by_us else "no page stream"
+        self._hope.clear()
+        self._lost = SourceLost(f"the source is lost: {what} for {silent:.1f} s")
+        if self.on_lost is not None:
+            self.on_lost(self._lost)

@@ -10,6 +10,11 @@ answer to a fault waits for the batch that is on the line when its request arriv
 way matters only when the task needs a page, so arrivals are worked off then, in the order of their
 times: the same run gives the same faults and times everywhere. On the wall clock (`WallRun`) the
 same things happen, and are measured.
+
+A source that is lost brings nothing for now. A task that needs a missing page then stands still in
+the middle of its access, and goes on from there when the source is back; nothing is made up, and
+nothing is done twice. For good it stops only when a page came that is not what the source had, when
+the task itself failed, or when nobody waits any more.
 """
 
 from __future__ import annotations
@@ -33,6 +38,7 @@ from livemigration.batch import Frame
 from livemigration.errors import DamagedFrame, MigrationError, SourceLost
 from livemigration.execution import Execution
 from livemigration.link import Link
+from livemigration.ownership import stands_still
 from livemigration.task import Task
 from livemigration.v1 import common_pb2
 from mm_model import MmError
@@ -77,7 +83,7 @@ class _Run:
         self._prefetcher = make_prefetcher(plan.prefetch, missing.borders, max(1, plan.pivots))
         self._most = max(1, plan.batch_bytes // missing.page_size)
         self._number = 0
-        self._gone: SourceLost | None = None
+        self._over = False  # all pages are here, or the task cannot go on
         execution.task = LazyTask(self.task, self)  # type: ignore[assignment]
 
     def fetch(self, page: int, position: int) -> None:
@@ -120,14 +126,26 @@ class _Run:
         self.record.stalled_ns += duration_ns
         self.record.longest_stall_ns = max(self.record.longest_stall_ns, duration_ns)
 
-    def _lost(self, page: int) -> SourceLost:
-        return SourceLost(
-            f"{self._gone}; the task needs {self.missing.name(page)}, one of {self.missing.left} "
-            "that are missing, and cannot go on"
-        )
+    def _take(self, page: int) -> tuple[Frame, int]:
+        """The next frame; without a source, the task stands still until there is one.
+
+        `page`: what it needs. `SourceLost` if nobody waits any more.
+        """
+        while True:
+            try:
+                return self._channel.take()
+            except SourceLost as lost:
+                needs = (
+                    f"the task stands still and needs {self.missing.name(page)}, one of "
+                    f"{self.missing.left} that are missing"
+                )
+                self._write_down(f"{lost}; {needs}", why_none_come=str(lost))
+                self._channel.wait_for_source()
+                self._write_down("")
 
     def _close(self, halted: str = "") -> None:
         """Everything is here, or the task cannot go on."""
+        self._over = True
         self._write_down(halted)
         if not halted:
             self._execution.task = self.task
@@ -135,23 +153,32 @@ class _Run:
                 self._when_whole()
             except MigrationError as error:
                 log.warning("the task runs on, but is not kept: %s", error)
+                self.record.not_kept = str(error)
         self._channel.over(self.record)
+
+    @property
+    def stopped(self) -> str:
+        """Why the task stopped for good; "": it did not."""
+        return self.record.halted if self._over else ""
 
     def status(self) -> common_pb2.PostCopyRecord:
         """How it is now."""
         status = common_pb2.PostCopyRecord()
         status.CopyFrom(self.record)
         status.pages_missing = self.missing.left
+        if not stands_still(halted=bool(status.halted), over=self._over, held=self._channel.held):
+            status.halted = ""
         return status
 
-    def _write_down(self, halted: str) -> None:
+    def _write_down(self, halted: str, *, why_none_come: str = "") -> None:
         record, missing = self.record, self.missing
         record.pages_dropped = missing.dropped
         record.working_set = int(np.count_nonzero(missing.touched))
         record.pages_missing = missing.left
         record.halted = halted
+        record.source_lost = why_none_come
         del record.missing[:], record.different[:]
-        if missing.left:
+        if missing.left and (halted or why_none_come):
             record.missing.extend(missing.still_missing())
         record.different.extend(missing.different)
         record.pages_different = sum(m.pages for m in missing.different)
@@ -189,18 +216,25 @@ class VirtualRun(_Run):
         self._running = False
 
     def lost(self, error: SourceLost) -> None:
-        """Nothing more will come; called in the event loop."""
-        self._gone = error
-        if not self._running and not self.record.halted and self.missing.left:
+        """Nothing comes for now; called in the event loop."""
+        if not self._running and not self._over and self.missing.left:
             # Time passes here only when the source says so.
-            self._close(f"{error}; the task stands still, with {self.missing.left} pages missing")
+            self._write_down(
+                f"{error}; the task stands still, with {self.missing.left} pages missing",
+                why_none_come=str(error),
+            )
+
+    def back(self) -> None:
+        """Pages come again; called in the event loop."""
+        if not self._running and not self._over:
+            self._write_down("")
 
     async def run_to(self, workload_ns: int) -> None:
         """The task runs until its own time is `workload_ns`, and longer if pages are missing.
 
         Afterwards `record` says how it went, also if it could not go on.
         """
-        if self.record.halted:
+        if self.stopped:
             return
         self._running = True
         try:
@@ -223,9 +257,7 @@ class VirtualRun(_Run):
             except MigrationError as error:
                 self._close(str(error))
                 return
-            if self.missing.left:
-                self._close(f"{self._gone}; {self.missing.left} pages are missing")
-                return
+            assert not self.missing.left
             if self.record.residual_ns == 0:
                 self._finish()
             self._work(workload_ns)
@@ -266,22 +298,16 @@ class VirtualRun(_Run):
 
     def _push_one(self) -> bool:
         """The next batch goes onto the line as soon as it is free; False: there is none."""
-        if self._gone is not None:
-            return False
         indices = self._next()
         if not indices.size:
             return False
-        try:
-            self._put_on_line(indices, self._free, urgent=False)
-        except SourceLost as error:  # the task may still have what it needs
-            self._gone = error
-            return False
+        self._put_on_line(indices, self._free, urgent=False)
         return True
 
     def _put_on_line(self, indices: Indices, ready_ns: int, *, urgent: bool) -> None:
         """Has the source send pages: not before `ready_ns`, nor before its line is free."""
         number = self._ask(indices, urgent=urgent)
-        frame, size = self._channel.take()
+        frame, size = self._take(int(indices[0]))  # without it, no time passes here
         if frame.sequence != number:
             raise DamagedFrame(f"frame {frame.sequence} came for request {number}")
         copy = self._plan.copy_kib_ns * int(frame.pages.size) // KIB
@@ -321,18 +347,10 @@ class VirtualRun(_Run):
         self._pass_unheard(reaches)
         if states[page] == MISSING:
             self.record.faults_remote += 1
-            if self._gone is not None:
-                raise self._lost(page)
-            try:
-                self._put_on_line(np.array([page]), reaches, urgent=True)
-            except SourceLost as error:
-                self._gone = error
-                raise self._lost(page) from error
+            self._put_on_line(np.array([page]), reaches, urgent=True)
         self._prefetcher.fault(page)
         there = at
         while states[page] != HERE:
-            if not self._line:
-                raise self._lost(page)
             there = self._land()
         plan = self._plan
         there = max(at, there) + plan.fault_ns + plan.place_kib_ns * self.missing.page_size // KIB
@@ -380,10 +398,16 @@ class WallRun(_Run):
             self._pool.submit(self._arrivals)
 
     def lost(self, error: SourceLost) -> None:
-        """Nothing more will come; called in the event loop."""
-        self._gone = error
+        """Nothing comes for now; called in the event loop."""
+        self._submit(self._tell_state)
+
+    def back(self) -> None:
+        """Pages come again; called in the event loop."""
+        self._submit(self._tell_state)
+
+    def _submit(self, call: Callable[[], None]) -> None:
         if not self._closed.is_set():
-            self._pool.submit(self._strand)
+            self._pool.submit(call)
 
     async def run_to(self, workload_ns: int) -> None:
         """See `VirtualRun.run_to`."""
@@ -394,7 +418,7 @@ class WallRun(_Run):
                 self._prefetcher = Sequential(self.missing.borders)
             self.arrived()
         await asyncio.shield(asyncio.wrap_future(self._complete))
-        if not self.record.halted:
+        if not self.stopped:
             await self._run_execution(workload_ns)
 
     def close(self) -> None:
@@ -427,7 +451,7 @@ class WallRun(_Run):
 
     def _fill(self) -> None:
         """Keeps batches under way."""
-        while len(self._ahead) < self._window and self._gone is None:
+        while len(self._ahead) < self._window:
             indices = self._next()
             if not indices.size:
                 return
@@ -437,14 +461,12 @@ class WallRun(_Run):
         if not self.missing.left:
             self._end("")
 
-    def _strand(self) -> None:
-        """The task runs until it needs a page that will not come."""
+    def _tell_state(self) -> None:
+        """The task runs on, with a source or without, until it needs a page that does not come."""
         with self._execution.lock:
-            if not self._closed.is_set() and self.missing.left:
-                self._write_down(
-                    f"{self._gone}; {self.missing.left} pages are missing, and the task stops when "
-                    "it needs one"
-                )
+            if not self._closed.is_set():
+                lost = self._channel.lost
+                self._write_down("", why_none_come="" if lost is None else str(lost))
 
     def _halt(self, why: str) -> None:
         with self._execution.lock:
@@ -488,18 +510,12 @@ class WallRun(_Run):
             self._arrive(*found)
         if states[page] == HERE:
             return False
-        if self._gone is not None:
-            raise self._lost(page)
         self.record.faults += 1
         if states[page] == MISSING:
             self.record.faults_remote += 1
             self._ask(np.array([page]), urgent=True)
         self._prefetcher.fault(page)
-        try:
-            while states[page] != HERE:
-                self._arrive(*self._channel.take())
-                self._fill()
-        except SourceLost as error:
-            self._gone = error
-            raise self._lost(page) from error
+        while states[page] != HERE:
+            self._arrive(*self._take(page))
+            self._fill()
         return True

@@ -25,7 +25,7 @@ from dest_node.post_copy import VirtualRun, WallRun
 from dest_node.store import StateDirectory
 from dest_node.warmup import warm_up
 from livemigration.drill import Drill
-from livemigration.errors import UnknownMigration, WrongState
+from livemigration.errors import SourceLost, UnknownMigration, WrongState
 from livemigration.observe.metrics import DestinationMetrics
 from livemigration.ownership import Event, Ownership, OwnershipMachine
 from livemigration.status import answering
@@ -41,6 +41,9 @@ ACK_EVERY = 8
 
 INBOX = 16
 """Frames that wait to be applied: a sender's whole window. Beyond it, nothing more is read."""
+
+_LOOK_S = 0.1
+"""How often a task that is to run on is looked at, whether it still can."""
 
 _DRILL_FRAME = 3
 """A drill "in the middle of a round" strikes at this frame of it, or at its end if it is shorter.
@@ -125,6 +128,7 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
         self._connected = 0
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="destination")
         self._committing = asyncio.Lock()
+        self._hand_overs = 0  # Commits that are not answered yet
         self._steps: set[asyncio.Task[destination_node_pb2.MigrationStatus]] = set()
         self._lost = ""  # migration whose task ran here and died with the process before this one
         self._watching: asyncio.Task[None] | None = None  # of a post-copy's source
@@ -306,7 +310,7 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
             channel = self._page_channel(incoming)
             await context.send_initial_metadata(())
             drill = _PageDrill(self._drill, partial(_read, context))
-            await channel.hold(drill.read, context.write)
+            await channel.hold(drill.read, context.write, _count(context, "compared"))
 
     def _page_channel(self, incoming: IncomingTask) -> StreamChannel:
         if incoming.channel is None:
@@ -362,7 +366,8 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
         """This host's memory, read from its page tables."""
         async with answering(context):
             incoming = self._find(request.migration_id)
-            incoming.ownership.require(Ownership.RECEIVING, Ownership.VERIFIED)
+            if self._continuing is not None and not self._continuing.done():
+                raise WrongState("the task runs here; its memory can be read once it is at rest")
             chunks = incoming.memory()
             while (chunk := await self._in_thread(next, chunks, None)) is not None:
                 yield chunk
@@ -372,7 +377,19 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
     ) -> destination_node_pb2.MigrationStatus:
         """Takes the task over and lets it run here."""
         async with answering(context):
-            return await self._to_its_end(self._take_over(request))
+            return await self._to_its_end(self._take_over_and_tell(request))
+
+    async def _take_over_and_tell(
+        self, request: destination_node_pb2.CommitRequest
+    ) -> destination_node_pb2.MigrationStatus:
+        """Whoever asks meanwhile is told that it is under way."""
+        self._hand_overs += 1
+        try:
+            status = await self._take_over(request)
+        finally:
+            self._hand_overs -= 1
+        status.taking_over = False
+        return status
 
     async def _take_over(
         self, request: destination_node_pb2.CommitRequest
@@ -413,17 +430,23 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
         if isinstance(run, WallRun):
             channel.on_frame = run.arrived
             run.start()
-        channel.on_lost = run.lost
-        self._watching = asyncio.create_task(self._watch_source(channel), name="source-watch")
+        channel.on_lost = partial(self._source_lost, run)
+        channel.on_back = partial(self._source_back, run)
+        self._watching = asyncio.create_task(channel.watch(), name="source-watch")
 
-    async def _watch_source(self, channel: StreamChannel) -> None:
-        await channel.watch()
-        if self._incoming is not None and channel.lost is not None:
-            message = str(channel.lost)
-            self._say("source-lost", self._incoming, message=message)
-            # The state is soon followed by an end, and may be skipped: the event is not.
-            migration_id = self._incoming.request.migration_id
-            self._telemetry.event(migration_id, "source-lost", message=message)
+    def _source_lost(self, run: VirtualRun | WallRun, lost: SourceLost) -> None:
+        run.lost(lost)
+        self._say_of_source("source-lost", "source-lost", str(lost))
+
+    def _source_back(self, run: VirtualRun | WallRun) -> None:
+        run.back()
+        self._say_of_source("committed", "source-back", "the source is back: pages come again")
+
+    def _say_of_source(self, state: str, event: str, message: str) -> None:
+        if self._incoming is not None:
+            self._say(state, self._incoming, message=message)
+            # The state is soon followed by another one, and may be skipped: the event is not.
+            self._telemetry.event(self._incoming.request.migration_id, event, message=message)
 
     async def _stop_post_copy(self) -> None:
         """Nobody waits for pages any more."""
@@ -485,7 +508,11 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
             # Goes on though the caller should be lost meanwhile, and is found again by the next.
             if self._continuing is None or self._continuing.done():
                 self._continuing = asyncio.create_task(incoming.run_to(request.until_workload_ns))
-            await asyncio.shield(self._continuing)
+            while not (await asyncio.wait([self._continuing], timeout=_LOOK_S))[0]:
+                if incoming.channel is not None and incoming.channel.lost is not None:
+                    # It goes on when the source is back; nobody must wait for that here.
+                    raise incoming.channel.lost
+            await self._continuing
             digests = await self._in_thread(incoming.digest)
             self._say("done", incoming)
             return destination_node_pb2.ContinueReply(
@@ -560,6 +587,7 @@ class DestinationNode(destination_node_pb2_grpc.DestinationNodeServicer):
             incarnation=self._incarnation,
             store_id=self._store_id,
             recovered=incoming.recovered,
+            taking_over=self._hand_overs > 0,
             post_copy=(
                 incoming.came if incoming.post_copy is None else incoming.post_copy.status()
             ),
@@ -617,6 +645,13 @@ async def _read(context: _Context) -> bytes | None:
     """The next message; None when the peer has ended the stream."""
     message = await context.read()
     return None if message is grpc.aio.EOF else message
+
+
+def _count(context: _Context, key: str) -> int:
+    text = _metadata(context, key, "0")
+    if not text.isdecimal() or len(text) > 18:
+        raise ValueError(f"metadata {key!r} is {text[:40]!r}; it must be a count")
+    return int(text)
 
 
 def _metadata(context: _Context, key: str, default: str = "") -> str:

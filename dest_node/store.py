@@ -2,13 +2,13 @@
 
 In memory: pages live in this process only, and die with it.
 
-In a state directory: pages live in a file that is mapped, so they are outside of the process from
-the moment they arrive. Commit writes which row of the file is which page, and then - the point of
-no return - one small file that says that the task is this host's. From then on the running task
-works on a private copy-on-write mapping of the same file, so the file stays as it was at commit. A
-process started with the same directory finds the task there and goes on from the commit: the
-workload is deterministic, so nothing is lost by doing its operations again. This outlives the
-process, however it dies; it is not meant to outlive the operating system.
+In a state directory: pages live in a file that is mapped (`page_file`), so they are outside of the
+process from the moment they arrive. Commit writes which row of the file is which page, and then -
+the point of no return - one small file that says that the task is this host's. From then on the
+running task works on a private copy-on-write mapping of the same file, so the file stays as it was
+at commit. A process started with the same directory finds the task there and goes on from the
+commit: the workload is deterministic, so nothing is lost by doing its operations again. This
+outlives the process, however it dies; it is not meant to outlive the operating system.
 
 A task that was taken over by post-copy is not whole yet, and runs already: it is not in the
 directory before its last page has come, when it is written as it is then. Until that, the directory
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import mmap
 import os
 import uuid
 import zipfile
@@ -32,6 +31,7 @@ import xxhash
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
+from dest_node.page_file import PageFile
 from livemigration.errors import BadRequest, NoSpace
 from livemigration.spec import TaskSpec
 from livemigration.v1 import common_pb2
@@ -42,8 +42,8 @@ _ROWS = "committed.npz"
 _PAGES = "pages"
 _STORE_ID = "store-id"
 _LOCK = "lock"
+_PART = ".part"  # of a file that is being written
 _FORMAT = "predump.state/1"
-_MAP_NORESERVE = 0x4000
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,8 @@ class CommitRecord:
     begin: bytes  # the final round's RoundBegin: address spaces and core state
     memory_digest: str
     rows: dict[int, tuple[NDArray[np.uint64], NDArray[np.int64]]]  # pid -> addresses, file rows
-    # of each of the task's files: page numbers, file rows
+    # of each of the task's files: page numbers, file rows; and then, in their order, of what no
+    # process maps of its shared memory (livemigration.files.unmapped_pages)
     files: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = field(default_factory=list)
     post_copy: bytes = b""  # how its pages came (PostCopyRecord), if they came after the task
 
@@ -99,7 +100,7 @@ class StateDirectory:
 
     def _write(self, name: str, data: bytes) -> None:
         """A whole file or none, whenever the process dies."""
-        part = self.path / (name + ".part")
+        part = self.path / (name + _PART)
         with part.open("wb") as file:
             file.write(data)
             file.flush()
@@ -112,27 +113,35 @@ class StateDirectory:
         if lock >= 0:
             os.close(lock)
 
-    def pages(self, frames: int, page_size: int) -> NDArray[np.uint8]:
-        """A new page file, mapped: uint8[frames, page_size]; takes room only where written."""
-        size = frames * page_size
-        try:
-            with (self.path / _PAGES).open("w+b") as file:
-                file.truncate(size)
-                mapped = mmap.mmap(file.fileno(), size)
-        except OSError as error:
-            raise NoSpace(f"state directory {self.path}: {error.strerror}") from error
-        return np.frombuffer(mapped, dtype=np.uint8).reshape(frames, page_size)
+    def pages(self, frames: int, page_size: int, room: int) -> PageFile:
+        """A new page file with room for so many rows at first.
 
-    def private_pages(self, frames: int, page_size: int) -> NDArray[np.uint8]:
-        """The page file again, copy-on-write: writes stay in this process."""
-        with (self.path / _PAGES).open("rb") as file:
-            mapped = mmap.mmap(
-                file.fileno(),
-                frames * page_size,
-                flags=mmap.MAP_PRIVATE | _MAP_NORESERVE,
-                prot=mmap.PROT_READ | mmap.PROT_WRITE,
-            )
-        return np.frombuffer(mapped, dtype=np.uint8).reshape(frames, page_size)
+        `NoSpace` if there is none; the directory then has no page file.
+        """
+        try:
+            pages = PageFile(self.path / _PAGES, frames, page_size)
+            pages.take_room(room, 0)
+        except OSError as error:
+            (self.path / _PAGES).unlink(missing_ok=True)
+            raise self._no_space(error) from error
+        return pages
+
+    def take_room(self, pages: PageFile, rows: int, used: int) -> None:
+        """More of it, see `PageFile`; `NoSpace` if there is none."""
+        try:
+            pages.take_room(rows, used)
+        except OSError as error:
+            raise self._no_space(error) from error
+
+    def private_pages(self, pages: PageFile, used: int) -> NDArray[np.uint8]:
+        """The same bytes, whose stores stay in this process; `NoSpace` if that cannot be."""
+        try:
+            return pages.private(used)
+        except OSError as error:
+            raise self._no_space(error) from error
+
+    def _no_space(self, error: OSError) -> NoSpace:
+        return NoSpace(f"state directory {self.path}: {error.strerror}")
 
     def commit(self, record: CommitRecord) -> None:
         """Writes that the task is this host's. Durable when this returns.
@@ -143,7 +152,8 @@ class StateDirectory:
             self._write_commit(record)
         except OSError as error:
             (self.path / _COMMIT).unlink(missing_ok=True)
-            raise NoSpace(f"state directory {self.path}: {error.strerror}") from error
+            self._drop_parts()
+            raise self._no_space(error) from error
 
     def note_taken(self, migration_id: str) -> None:
         """Writes that this host runs a task that is not here: by post-copy, before its pages are.
@@ -153,7 +163,7 @@ class StateDirectory:
         try:
             self._write(_TAKEN, migration_id.encode())
         except OSError as error:
-            raise NoSpace(f"state directory {self.path}: {error.strerror}") from error
+            raise self._no_space(error) from error
 
     def lost(self) -> str:
         """The migration whose task this host ran, and lost with its process; "" if there is none.
@@ -175,7 +185,7 @@ class StateDirectory:
         for number, (pages, rows) in enumerate(record.files):
             arrays[f"file-pages-{number}"] = pages
             arrays[f"file-rows-{number}"] = rows
-        part = self.path / (_ROWS + ".part")
+        part = self.path / (_ROWS + _PART)
         with part.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
             file.flush()
@@ -281,6 +291,12 @@ class StateDirectory:
         """Removes the task: ended, or never committed."""
         for name in (_COMMIT, _TAKEN, _ROWS, _PAGES):
             (self.path / name).unlink(missing_ok=True)
+        self._drop_parts()
+
+    def _drop_parts(self) -> None:
+        """Files that could not be written to their end."""
+        for part in self.path.glob(f"*{_PART}"):
+            part.unlink(missing_ok=True)
 
 
 def _checksum(head: dict[str, Any]) -> str:

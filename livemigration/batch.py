@@ -8,7 +8,9 @@ message received. A test holds the hand-written encoding and the generated one e
 
 The checksum is XXH3-64 over the run columns, the encodings and the page block, so that a batch
 damaged or mixed up on its way is refused before any of its pages is applied. Pages that are encoded
-(`livemigration.encoding`) have a second one, over their bytes once decoded.
+(`livemigration.encoding`) have a second one, over their bytes once decoded. In a frame that opens
+or closes a round it is over that message, which has what a task is beside its memory: no digest of
+pages would show a bit of it that is wrong.
 """
 
 from __future__ import annotations
@@ -73,6 +75,7 @@ class Frame:
     zero_pages: U64 = field(default_factory=_empty)
     begin: common_pb2.RoundBegin | None = None
     end: common_pb2.RoundEnd | None = None
+    mark: bytes = b""  # of these two, the one that there is, as it came
     encodings: NDArray[np.uint8] = field(default_factory=_no_bytes)
     block_bytes: U64 = field(default_factory=_empty)
     content_checksum: int = 0
@@ -247,15 +250,17 @@ class _Head:
 
 def encode_begin(sequence: int, round_number: int, begin: common_pb2.RoundBegin) -> bytes:
     """The frame that opens a round."""
+    body = begin.SerializeToString(deterministic=True)
     return common_pb2.TransferFrame(
-        sequence=sequence, round=round_number, begin=begin
+        sequence=sequence, round=round_number, begin=begin, checksum=xxhash.xxh3_64_intdigest(body)
     ).SerializeToString(deterministic=True)
 
 
 def encode_end(sequence: int, round_number: int, end: common_pb2.RoundEnd) -> bytes:
     """The frame that closes a round."""
+    body = end.SerializeToString(deterministic=True)
     return common_pb2.TransferFrame(
-        sequence=sequence, round=round_number, end=end
+        sequence=sequence, round=round_number, end=end, checksum=xxhash.xxh3_64_intdigest(body)
     ).SerializeToString(deterministic=True)
 
 
@@ -335,7 +340,7 @@ def decode(message: bytes) -> Frame:
                 frame.checksum = _need_number(value)
             case 4:
                 frame.begin = common_pb2.RoundBegin()
-                _parse(frame.begin, _need_bytes(value))
+                frame.mark = _parse(frame.begin, _need_bytes(value))
             case 5:
                 frame.pid = _need_number(value)
             case 6:
@@ -344,7 +349,7 @@ def decode(message: bytes) -> Frame:
                 frame.run_pages = _append(frame.run_pages, value)
             case 8:
                 frame.end = common_pb2.RoundEnd()
-                _parse(frame.end, _need_bytes(value))
+                frame.mark = _parse(frame.end, _need_bytes(value))
             case 9:
                 frame.zero_start = _append(frame.zero_start, value)
             case 10:
@@ -364,9 +369,11 @@ def decode(message: bytes) -> Frame:
     return frame
 
 
-def _parse(message: common_pb2.RoundBegin | common_pb2.RoundEnd, body: memoryview) -> None:
+def _parse(message: common_pb2.RoundBegin | common_pb2.RoundEnd, body: memoryview) -> bytes:
+    whole = bytes(body)
     try:
-        message.ParseFromString(bytes(body))
+        message.ParseFromString(whole)
+        return whole
     except Exception as error:  # protobuf's DecodeError lives in different modules by version
         raise DamagedFrame(f"a frame of the transfer stream does not parse: {error}") from error
 
@@ -374,6 +381,7 @@ def _parse(message: common_pb2.RoundBegin | common_pb2.RoundEnd, body: memoryvie
 def check(frame: Frame, page_size: int) -> None:
     """Raises `DamagedFrame` unless checksum, columns and page block agree with each other."""
     if frame.begin is not None or frame.end is not None:
+        _check_sum(frame, xxhash.xxh3_64_intdigest(frame.mark))
         return
     if frame.run_start.size != frame.run_pages.size:
         raise DamagedFrame(f"frame {frame.sequence}: run columns of different lengths")
@@ -403,6 +411,10 @@ def check(frame: Frame, page_size: int) -> None:
         frame.pages,
         _encoded(frame.encodings, frame.block_bytes, frame.content_checksum),
     )
+    _check_sum(frame, found)
+
+
+def _check_sum(frame: Frame, found: int) -> None:
     if found != frame.checksum:
         raise DamagedFrame(
             f"frame {frame.sequence}: checksum {found:016x} of what arrived is not the "

@@ -7,7 +7,8 @@
   * DamagedFrame - a frame of the transfer stream that is not what was sent (DATA_LOSS)
   * NoSpace - the destination has no room for the task (RESOURCE_EXHAUSTED)
   * DestinationLost - the destination cannot be reached or came back without the task
-  * SourceLost - the source of a post-copy is gone, and pages with it
+  * SourceLost - the source of a post-copy is gone, and pages with it, until it is back
+    (UNAVAILABLE)
   * CommitInDoubt - commit was sent and no answer came
   * Aborted - somebody asked for the end of the migration
   * PolicyFailed - a policy of the user's raised an error, or said what cannot be followed
@@ -45,7 +46,7 @@ class DestinationLost(MigrationError):
 
 
 class SourceLost(MigrationError):
-    """The source is gone before all pages of a post-copy were here."""
+    """The source is gone, for now or for good, before all pages of a post-copy were here."""
 
 
 class Aborted(MigrationError):

@@ -16,7 +16,7 @@ from livemigration.errors import DamagedFrame
 from livemigration.runs import from_runs, to_runs
 from livemigration.task import Task, TaskFile
 from livemigration.v1 import common_pb2
-from mm_model import Machine
+from mm_model import MAP_HUGETLB, MAP_SHARED, Machine
 
 U64 = NDArray[np.uint64]
 
@@ -46,6 +46,28 @@ def offsets(pages: NDArray[np.int64], page_size: int) -> U64:
 def file_numbers(task: Task) -> dict[int, int]:
     """The objects that are files of the task, with their numbers."""
     return {file.object_id: number for number, file in enumerate(task.files)}
+
+
+def unmapped_pages(task: Task) -> list[tuple[int, NDArray[np.int64]]]:
+    """The shared anonymous memory of a task, with the pages that have content and are not mapped.
+
+    A process may have unmapped a part of it, and mremap may show that part again. (object, numbers)
+    of each, in the order in which processes and addresses come to them: the same at both hosts,
+    whose objects have other ids. Without files, and hugetlb, whose mappings do not grow.
+    """
+    files = file_numbers(task)
+    left: dict[int, NDArray[np.bool_]] = {}
+    for _, mm in sorted(task.processes.items()):
+        for vma in mm.vmas():
+            number = vma.shared_id
+            if not number or number in files or vma.flags & MAP_HUGETLB:
+                continue
+            if number not in left:
+                left[number] = task.machine.object_frames(number) > 0
+            if vma.flags & MAP_SHARED:
+                length = (vma.end - vma.start) // task.machine.page_size
+                left[number][vma.pgoff : vma.pgoff + length] = False
+    return [(number, np.flatnonzero(pages)) for number, pages in left.items()]
 
 
 def describe_file(file: TaskFile, live: NDArray[np.int64]) -> common_pb2.SharedObject:

@@ -22,10 +22,12 @@ until somebody settles it.
 
 With post-copy the destination commits before it has the pages. The source is SERVING from then on:
 the task is not its own any more and never runs here by itself, but its bytes stay until the
-destination has said that it needs no more of them. A destination that is lost meanwhile took what
-the task did since with it. The source has the state of the freeze and is IN_DOUBT: going back to it
-undoes what others may have seen, so that is for somebody to decide. A destination that comes back
-and knows that it had the task, but not all of it, says LOST.
+destination has said that it needs no more of them. If the two lose each other, the task stands
+still there at a page that is missing, and the source, IN_DOUBT, asks and is SERVING again when they
+have found each other. A destination that is lost meanwhile took what the task did since with it.
+The source has the state of the freeze and is IN_DOUBT: going back to it undoes what others may have
+seen, so that is for somebody to decide. A destination that comes back and knows that it had the
+task, but not all of it, says LOST.
 
 `SOURCE` and `DESTINATION` are these diagrams as tables: what becomes of a state by an event. The
 nodes take every step through them, and `livemigration.ownership_model` searches all that can happen
@@ -166,6 +168,25 @@ def fate(says: Ownership, *, served: bool) -> Event:
     if says is Ownership.LOST or served:
         return Event.LOSE_SIGHT
     return Event.NEVER_TAKEN
+
+
+def page_counts(held: int, over: int) -> bool:
+    """Whether a page of a post-copy counts that came over a stream.
+
+    `held`: the stream that the destination holds (0: none); `over`: the one it came over. Pages of
+    a stream that was given up are late: the task may stand still since, and the source have been
+    told so.
+    """
+    return held == over
+
+
+def stands_still(*, halted: bool, over: bool, held: int) -> bool:
+    """Whether a destination may say that a task whose pages are missing does nothing any more.
+
+    `halted`: it stands at a page that is missing; `over`: nothing can make it go on. With a stream
+    that is open a page may be under way, and it goes on when that is here.
+    """
+    return over or (halted and held == 0)
 
 
 class OwnershipMachine:

@@ -14,7 +14,11 @@ What may go wrong, at any moment and in any order:
   process that it is for, and another one does not know the migration.)
 * The destination's process dies, and is started again with its state directory or with another.
 * The source's process dies, and with it what it had.
-* The source aborts, tries once more, and meanwhile a page stream of a post-copy may break for good.
+* The source aborts, and tries once more.
+* The page stream of a post-copy breaks, is opened again, or falls silent. Its opening and the pages
+  that go over it may come late, but belong to one connection: they come once, and over no other
+  stream. Whoever hears nothing may give up at any moment: the destination, whose task then stands
+  still, and the source, which asks and may serve again. A page may be wrong, which is for good.
 
 The search (`livemigration.ownership_search`) goes through every state that can be reached.
 """
@@ -40,6 +44,8 @@ class Rules:
     destination: Table = field(default_factory=lambda: ownership.DESTINATION)
     counts: Callable[[str, str], bool] = ownership.counts
     fate: Callable[..., Event] = ownership.fate
+    page_counts: Callable[[int, int], bool] = ownership.page_counts
+    stands_still: Callable[..., bool] = ownership.stands_still
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,7 @@ class Bounds:
     destination_crashes: int = 2
     source_crashes: int = 1
     post_copy: bool = True
+    streams: int = 2  # of pages, in one attempt
 
 
 class Kept(NamedTuple):
@@ -65,6 +72,7 @@ class Message(NamedTuple):
     kind: str
     attempt: int
     process: int = 0
+    stream: int = 0
 
 
 class Answer(NamedTuple):
@@ -80,7 +88,7 @@ class State(NamedTuple):
     """Both hosts, what they keep, and what is under way between them."""
 
     source: Ownership = Ownership.RUNNING
-    doing: str = "idle"  # idle, prepare, transfer, verify, commit, ask, serve, gone
+    doing: str = "idle"  # idle, prepare, transfer, verify, open, commit, ask, serve, gone
     attempt: int = 0
     lazy: bool = False  # this attempt is a post-copy
     served: bool = False  # the source knows that the task ran there without all its pages
@@ -90,7 +98,10 @@ class State(NamedTuple):
     session: int = 0  # the attempt that is there; 0: none
     complete: bool = False  # it has all pages (of a post-copy: all that come before)
     missing: bool = False  # post-copy: it runs, and pages are still to come
-    halted: bool = False  # ... and will not come any more: it stands still for good
+    halted: str = ""  # ... and do not come: it stands still ("paused"), or does "for good"
+    stream: int = 0  # the page stream that the source opened last
+    held: int = 0  # the one that the destination holds; 0: none
+    pages: frozenset[int] = frozenset()  # streams over which pages are under way
     directory: str = HOME
     process: int = 1  # number of the destination's process
     up: bool = True
@@ -115,6 +126,13 @@ class State(NamedTuple):
         return self.up and self.destination.may_run and not self.halted
 
     @property
+    def paused(self) -> bool:
+        """Whether it stands still there for want of pages that the source has."""
+        there = self.up and self.destination is Ownership.COMMITTED and self.halted == "paused"
+        here = self.doing in ("commit", "ask", "serve") and self.attempt == self.session
+        return there and here
+
+    @property
     def source_runs(self) -> bool:
         """Whether it runs at the source now."""
         return self.doing != "gone" and self.source.may_run
@@ -129,7 +147,8 @@ class State(NamedTuple):
         there = f"process {self.process}" if self.up else "no process"
         task = f", attempt {self.session} {self.destination.word}" if self.session else ""
         if self.up and self.missing:
-            task += ", pages missing" + (", halted" if self.halted else "")
+            task += f", pages missing, {self.halted or 'running'}"
+            task += f", holds stream {self.held}" if self.held else ", no stream"
         kept = [
             f"{name} directory: attempt {k.attempt} {'whole' if k.whole else 'taken over'}"
             for name, k in ((HOME, self.home), (OTHER, self.other))
@@ -200,7 +219,9 @@ class Model:
             if state.attempt < self.bounds.attempts and state.up:
                 for lazy in (False, True) if self.bounds.post_copy else (False,):
                     number = state.attempt + 1
-                    begun = state._replace(attempt=number, lazy=lazy, served=False, known="")
+                    begun = state._replace(
+                        attempt=number, lazy=lazy, served=False, known="", stream=0
+                    )
                     kind = "post-copy" if lazy else "pre-copy"
                     yield Step(
                         f"the source begins attempt {number} ({kind})",
@@ -220,12 +241,14 @@ class Model:
                     "somebody who knows that the task is lost there says: keep", kept, by_hand=True
                 )
 
-    @staticmethod
-    def _surely_over(state: State) -> bool:
+    def _surely_over(self, state: State) -> bool:
         """What an operator must know before the source goes back to the freeze."""
         kept = state.home if state.known == HOME else state.other
         ran = state.served or kept.attempt == state.attempt
-        runs = state.up and state.destination is Ownership.COMMITTED and not state.halted
+        still = self.rules.stands_still(
+            halted=bool(state.halted), over=state.halted == "for good", held=state.held
+        )
+        runs = state.up and state.destination is Ownership.COMMITTED and not still
         return ran and not runs and not (state.home.whole or state.other.whole)
 
     def _source_hears(self, state: State) -> Iterator[Step]:
@@ -251,10 +274,15 @@ class Model:
                 "all pages are there; the source asks for a comparison",
                 self._call(state, "verify", Message("verify", number)),
             )
-        elif state.doing == "verify" and answer.kind == "equal":
+        elif state.doing == "verify" and answer.kind == "equal" and state.lazy:
+            yield Step(
+                "the memory is equal; the source opens a page stream", self._open(state, "open")
+            )
+        elif state.doing in ("verify", "open") and answer.kind in ("equal", "opened"):
             for offered in self._source_on(state, Event.SEND_COMMIT):
                 yield Step(
-                    "the memory is equal; the source sends Commit",
+                    f"{'the stream is open' if state.lazy else 'the memory is equal'}; "
+                    "the source sends Commit",
                     self._call(offered, "commit", Message("commit", number, state.target)),
                 )
         elif state.doing == "commit" and answer.kind == "committed":
@@ -276,12 +304,25 @@ class Model:
             for lost in self._source_on(state, Event.LOSE_SIGHT):
                 yield Step("the destination stopped the task for good", to_ask(lost))
 
+    def _open(self, state: State, doing: str) -> State:
+        """The source opens a page stream, the next one of this attempt."""
+        number = state.stream + 1
+        opening = Message("open", state.attempt, stream=number)
+        return self._call(state, doing, opening)._replace(stream=number)
+
     def _taken(self, state: State, what: str) -> Iterator[Step]:
         if state.lazy:
+            asked = state.doing == "ask"
             for serving in self._source_on(
                 state, Event.TAKEN_WITHOUT_PAGES, doing="serve", served=True, answers=frozenset()
             ):
-                yield Step(f"{what}; the source serves pages", serving)
+                if not asked:
+                    yield Step(f"{what}; the source serves pages", serving)
+                elif serving.stream < self.bounds.streams:
+                    again = self._open(serving, "serve")
+                    yield Step(f"{what}; the source opens the page stream again", again)
+                else:
+                    yield Step(f"{what}; the source cannot serve it any more", serving)
         else:
             for released in self._source_on(state, Event.TAKEN, doing="idle"):
                 yield Step(f"{what}; the source lets go", released)
@@ -306,7 +347,7 @@ class Model:
 
     def _source_fails(self, state: State) -> Iterator[Step]:
         """It waits in vain, is told to abort, or dies."""
-        if state.doing in ("prepare", "transfer", "verify"):
+        if state.doing in ("prepare", "transfer", "verify", "open"):
             for back in self._source_on(state, Event.GIVE_UP):
                 yield Step(
                     f"the source gives up at {state.doing} and goes on with the task",
@@ -317,6 +358,9 @@ class Model:
         elif state.doing == "serve":
             for lost in self._source_on(state, Event.LOSE_SIGHT):
                 yield Step("the source hears no more of the destination", to_ask(lost))
+            if state.stream < self.bounds.streams:
+                again = self._open(state, "serve")
+                yield Step("the page stream breaks; the source opens another one", again)
         if state.source_crashes < self.bounds.source_crashes:
             yield Step(
                 "the source dies, and what it had with it",
@@ -351,6 +395,8 @@ class Model:
                 if known and state.complete and after is not None:
                     there = state._replace(destination=after)
                     yield Step(what, self._answer(there, message, Answer("equal")))
+            elif message.kind == "open":
+                yield from self._opened(state, message)
             elif message.kind == "commit":
                 yield from self._commit(state, message, what)
             elif message.kind == "abort":
@@ -374,12 +420,32 @@ class Model:
                 return
             state = state.keep(Kept())
         fresh = state._replace(
-            destination=Ownership.NONE, session=0, complete=False, missing=False, halted=False
+            destination=Ownership.NONE,
+            session=0,
+            complete=False,
+            missing=False,
+            halted="",
+            held=0,
+            pages=frozenset(),
         )
         after = self._destination_after(fresh, Event.PREPARE)
         if after is not None:
             there = fresh._replace(destination=after, session=message.attempt)
             yield Step(what, self._answer(there, message, _prepared(there)))
+
+    def _opened(self, state: State, message: Message) -> Iterator[Step]:
+        """A stream is opened once, however late; the newest that arrives is the one held."""
+        there = state._replace(requests=state.requests - {message})
+        if state.session != message.attempt or state.destination not in (
+            Ownership.VERIFIED,
+            Ownership.COMMITTED,
+        ):
+            return
+        there = there._replace(held=message.stream)
+        yield Step(
+            f"page stream {message.stream} of attempt {message.attempt} is opened",
+            self._answer(there, message, Answer("opened")),
+        )
 
     def _commit(self, state: State, message: Message, what: str) -> Iterator[Step]:
         if state.session != message.attempt:
@@ -424,25 +490,46 @@ class Model:
 
     def _destination_acts(self, state: State) -> Iterator[Step]:
         """Pages of a post-copy, which come through a stream that the source holds open."""
-        if state.destination is not Ownership.COMMITTED or state.halted:
+        if state.destination is not Ownership.COMMITTED:
             return
-        served = state.doing == "serve" and state.attempt == state.session
-        if state.missing:
-            if served:
-                whole = state._replace(missing=False).keep(Kept(state.session, True))
+        serves = state.doing == "serve" and state.attempt == state.session
+        hears = serves and state.held == state.stream != 0
+        if state.missing and state.halted != "for good":
+            if hears and state.held not in state.pages:
                 yield Step(
-                    "the last page of the post-copy arrives",
-                    whole._replace(answers=whole.answers | {Answer("over")}),
+                    f"asked over stream {state.held}, the source sends pages",
+                    state._replace(pages=state.pages | {state.held}),
                 )
-            halted = state._replace(halted=True)
-            if served:
-                halted = halted._replace(answers=halted.answers | {Answer("halted")})
-            yield Step("the destination waits in vain for a page", halted, mishap=True)
-        elif served and Answer("over") not in state.answers:
-            yield Step(
-                "the destination tells the source that it has all pages",
-                state._replace(answers=state.answers | {Answer("over")}),
-            )
+            for stream in state.pages:
+                yield from self._pages_arrive(state, stream)
+            if state.held:
+                yield Step(
+                    "the page stream ends at the destination", state._replace(held=0), mishap=True
+                )
+            if not state.halted or state.held:
+                yield Step(
+                    "the destination hears nothing, gives the stream up and stands still",
+                    state._replace(halted="paused", held=0),
+                    mishap=True,
+                )
+        elif hears:
+            word = Answer("halted" if state.halted else "over")
+            if word not in state.answers:
+                yield Step(
+                    f"the destination tells the source: {word.kind}",
+                    state._replace(answers=state.answers | {word}),
+                )
+
+    def _pages_arrive(self, state: State, stream: int) -> Iterator[Step]:
+        if not self.rules.page_counts(state.held, stream):
+            return
+        rest = state._replace(pages=state.pages - {stream})
+        what = f"pages arrive over stream {stream}"
+        if state.halted:
+            yield Step(f"{what}: the task goes on", rest._replace(halted=""))
+        whole = rest._replace(missing=False, halted="").keep(Kept(state.session, True))
+        yield Step(f"{what}: all are there", whole)
+        yield Step(f"{what}: one is wrong", rest._replace(halted="for good"), mishap=True)
 
     def _destination_fails(self, state: State) -> Iterator[Step]:
         """Its process dies, or one is started."""
@@ -510,7 +597,9 @@ def dead(state: State) -> State:
         session=0,
         complete=False,
         missing=False,
-        halted=False,
+        halted="",
+        held=0,
+        pages=frozenset(),
         requests=frozenset(
             m for m in state.requests if m.kind == "commit" or m.process != state.process
         ),

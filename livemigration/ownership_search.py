@@ -9,6 +9,8 @@
 * Never none for ever: from every state that can be reached, one where exactly one host runs the
   task can be reached without any further mishap. Only a source that died with what only it had is
   excepted: then nobody may run the task.
+* A post-copy is only paused: while both hosts have what it takes, the task at the destination can
+  go on without any further mishap, and without anybody's word.
 
 The search is breadth first, so a counterexample is as short as there is one.
 """
@@ -22,6 +24,10 @@ from livemigration.ownership import Ownership
 from livemigration.ownership_model import Model, State, Step
 
 MOST_STATES = 5_000_000
+
+_Reached = dict[State, tuple[State | None, str, int]]
+_Backwards = dict[State, list[tuple[State, bool]]]
+"""From where a state is reached without mishap, and whether somebody decided it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +60,8 @@ def search(model: Model | None = None) -> Searched:
     """All reachable states, or those up to one that breaks a rule; RuntimeError without an end."""
     model = model or Model()
     first = model.start()
-    reached: dict[State, tuple[State | None, str, int]] = {first: (None, "", 0)}
-    backwards: dict[State, list[State]] = {}  # by steps without mishap
+    reached: _Reached = {first: (None, "", 0)}
+    backwards: _Backwards = {}
     queue = deque([first])
     steps = deepest = 0
     while queue:
@@ -71,18 +77,21 @@ def search(model: Model | None = None) -> Searched:
                 reached[after] = (state, step.what, depth + 1)
                 queue.append(after)
             if not step.mishap:
-                backwards.setdefault(after, []).append(state)
+                backwards.setdefault(after, []).append((state, step.by_hand))
             wrong = wrong_state(after) or wrong_step(state, step)
             if wrong:
                 trace = (*_trace(reached, state), (step.what, after))
                 return Searched(
                     len(reached), steps, deepest, Counterexample(wrong, _started(trace))
                 )
-    stuck = _stuck(reached, backwards)
     found = None
-    if stuck is not None:
-        wrong = "no host runs the task, and none ever will though all messages get through"
-        found = Counterexample(wrong, _started(_trace(reached, stuck)))
+    stuck, paused = _stuck(reached, backwards), _paused(reached, backwards, model.bounds.streams)
+    for state_found, wrong in (
+        (paused, "the task is paused for ever, though both hosts have what it takes"),
+        (stuck, "no host runs the task, and none ever will though all messages get through"),
+    ):
+        if state_found is not None and found is None:
+            found = Counterexample(wrong, _started(_trace(reached, state_found)))
     return Searched(len(reached), steps, deepest, found)
 
 
@@ -127,28 +136,47 @@ def _excepted(state: State) -> bool:
     return state.doing == "gone" and not state.destination_has_it
 
 
-def _stuck(
-    reached: dict[State, tuple[State | None, str, int]], backwards: dict[State, list[State]]
-) -> State | None:
+def _stuck(reached: _Reached, backwards: _Backwards) -> State | None:
     """A state, the first found, from which there is no way to one running task."""
     good = [
         state
         for state in reached
         if state.source_runs != state.destination_runs or _excepted(state)
     ]
-    saved = set(good)
-    queue = deque(good)
-    while queue:
-        for before in backwards.get(queue.popleft(), ()):
-            if before not in saved:
-                saved.add(before)
-                queue.append(before)
+    saved = _leading_to(good, backwards, by_hand=True)
     return next((state for state in reached if state not in saved), None)
 
 
-def _trace(
-    reached: dict[State, tuple[State | None, str, int]], state: State
-) -> tuple[tuple[str, State], ...]:
+def _paused(reached: _Reached, backwards: _Backwards, streams: int) -> State | None:
+    """One in which the task stands still over there, and does not get on by itself any more.
+
+    Of those from which the source may open another stream, of so many.
+    """
+    goes_on = [state for state in reached if state.destination_runs]
+    saved = _leading_to(goes_on, backwards, by_hand=False)
+    return next(
+        (
+            state
+            for state in reached
+            if state.paused and state.stream < streams and state not in saved
+        ),
+        None,
+    )
+
+
+def _leading_to(good: list[State], backwards: _Backwards, *, by_hand: bool) -> set[State]:
+    """These, and all from which one of them is reached without mishap; `by_hand`: or decided."""
+    saved = set(good)
+    queue = deque(good)
+    while queue:
+        for before, decided in backwards.get(queue.popleft(), ()):
+            if before not in saved and (by_hand or not decided):
+                saved.add(before)
+                queue.append(before)
+    return saved
+
+
+def _trace(reached: _Reached, state: State) -> tuple[tuple[str, State], ...]:
     steps: list[tuple[str, State]] = []
     at: State | None = state
     while at is not None:

@@ -10,7 +10,8 @@ final, frozen one, and why. Sources of the rules, as read in their code:
   code says above). Their loop counts each pre-dump twice, so that 10 iterations are at most 6
   pre-dumps there; here `max_rounds` is what it says: pre-dumps after round 0.
 * `DowntimeLimit` - QEMU (migration/migration.c): bandwidth of the last round = bytes / time; freeze
-  when what is dirty now could be sent within the limit at that bandwidth.
+  when what is dirty now could be sent within the limit at that bandwidth. What no pre-dump sends
+  (shared memory, hugetlb) is still to be sent as well, and counts.
 * `AutoConverge` - the same with QEMU's throttle (migration/ram.c, ``migration_trigger_throttle``
   and ``mig_throttle_guest_down``): when the pages dirtied in a period exceed a share of the bytes
   sent in it for the second time, the task is slowed down by a first step, then by further steps up
@@ -68,6 +69,7 @@ class RoundView:
     duration_ns: int
     pages_dirty: int  # soft-dirty right now, after the round
     page_size: int
+    pages_left: int = 0  # that only the final round sends: shared memory, hugetlb
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,10 +161,11 @@ class DowntimeLimit:
 
     def decide(self, view: RoundView) -> Decision:
         """Freeze when the dirty pages fit into the limit, or after the most rounds allowed."""
-        pending = view.pages_dirty * view.page_size
+        pending = (view.pages_dirty + view.pages_left) * view.page_size
         # bandwidth = bytes / duration; pending / bandwidth <= limit, without dividing
         if view.bytes_wire == 0 or pending * view.duration_ns <= self.limit_ns * view.bytes_wire:
-            return Decision(True, f"{view.pages_dirty} dirty pages fit into the limit")
+            left = f" and {view.pages_left} left to the final round" if view.pages_left else ""
+            return Decision(True, f"{view.pages_dirty} dirty pages{left} fit into the limit")
         expected = pending * view.duration_ns // view.bytes_wire
         if view.round >= self.max_rounds:
             return Decision(

@@ -3,7 +3,7 @@
 Both hosts call this on their own model; nothing that was sent is reused. Pages that read as zeros
 are left out on both sides, so that a hole, a zero page and a page of zeros count as equal - which
 they are to the task. The whole-memory digest covers the processes, their areas and all those pages,
-and the files with theirs, mapped or not.
+the files with theirs, mapped or not, and what is left of shared memory that is not mapped.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from livemigration.digest import memory_digest, page_digests, zero_page_digest
-from livemigration.files import file_numbers, file_pages
+from livemigration.files import file_numbers, file_pages, unmapped_pages
 from livemigration.layout import areas
 from livemigration.packing import zero_pages
 from livemigration.runs import near_pieces
@@ -177,6 +177,12 @@ def _digest_all(task: Task, processes: Sequence[ProcessDigests]) -> TaskDigests:
         numbers, digests = _not_zeros(task.machine, pages.astype(np.uint64), rows)
         description += struct.pack("<QQQ", file.pages, file.on_disk, numbers.size)
         columns += [numbers, digests]
+    for order, (object_id, unmapped) in enumerate(unmapped_pages(task)):
+        rows = task.machine.object_frames(object_id)[unmapped]
+        numbers, digests = _not_zeros(task.machine, unmapped.astype(np.uint64), rows)
+        if numbers.size:
+            description += struct.pack("<QQ", order, numbers.size)
+            columns += [numbers, digests]
     return TaskDigests(tuple(processes), memory_digest(bytes(description), *columns))
 
 

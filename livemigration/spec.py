@@ -746,6 +746,11 @@ class MigrationSpec(_StructSpec):
         default="virtual",
         description='"virtual": repeatable, time from the cost model; "wall": measured real time',
     )
+    shared_memory: Literal["final", "rounds"] = Field(
+        default="final",
+        description='when shared memory goes, which nothing tracks: "final": frozen, and not '
+        'before, as CRIU does; "rounds": all of it in every round, as old CRIUs did',
+    )
     policy: PolicySpec = Field(
         default=ThresholdPolicySpec(), description="when the final round comes"
     )

@@ -15,6 +15,7 @@ from livemigration.errors import (
     DamagedFrame,
     MigrationError,
     NoSpace,
+    SourceLost,
     UnknownMigration,
     WrongState,
 )
@@ -27,6 +28,7 @@ _STATUS: dict[type[Exception], grpc.StatusCode] = {
     DamagedFrame: grpc.StatusCode.DATA_LOSS,
     NoSpace: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Aborted: grpc.StatusCode.ABORTED,
+    SourceLost: grpc.StatusCode.UNAVAILABLE,
 }
 
 
@@ -51,6 +53,9 @@ async def answering(context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterato
         await _end(context, grpc.StatusCode.INTERNAL, f"memory model: {error.strerror}")
     except ValueError as error:
         await _end(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+    except MemoryError as error:
+        text = f"this host has not enough memory: {error}; ask for less"
+        await _end(context, grpc.StatusCode.RESOURCE_EXHAUSTED, text)
 
 
 async def _end(

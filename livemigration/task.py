@@ -98,8 +98,3 @@ class Task:
         self.parents.clear()
         self.files.clear()
         self.machine.release()
-
-
-def content_rows(mm: Mm, start: int, pages: int) -> NDArray[np.int64]:
-    """Content rows of a range, int64[pages]: above 0 a frame, else nothing or the zero page."""
-    return mm.frames(start, pages)

@@ -29,6 +29,7 @@ from predump.demo import demo_scenario, run_demo
 from predump.exit_status import BAD_INPUT, FAILED
 from predump.faults_cli import faults_app
 from predump.hunks_cli import hunks_app
+from predump.loading import loading
 from predump.mm_cli import mm_command
 from predump.overrides import OverrideError, parse_override
 from predump.ownership_cli import ownership_command
@@ -310,10 +311,11 @@ def serve_source_command(
 ) -> None:
     """Serve as a source until SIGTERM: hold a task, run it, migrate it away."""
     with explained_errors(_explained, debug=debug):
-        from livemigration.drill import SOURCE_PHASES
-        from livemigration.observe.logs import start_logging
-        from livemigration.tls import TlsConfig, channel_credentials, server_credentials
-        from source_node.server import SourceConfig, serve_source
+        with loading():
+            from livemigration.drill import SOURCE_PHASES
+            from livemigration.observe.logs import start_logging
+            from livemigration.tls import TlsConfig, channel_credentials, server_credentials
+            from source_node.server import SourceConfig, serve_source
 
         authority = tls_ca or tls_client_ca
         config = SourceConfig(
@@ -372,10 +374,11 @@ def serve_dest_command(
 ) -> None:
     """Serve as a destination until SIGTERM: receive tasks, verify them, take them over."""
     with explained_errors(_explained, debug=debug):
-        from dest_node.server import DestinationConfig, serve_destination
-        from livemigration.drill import DESTINATION_PHASES
-        from livemigration.observe.logs import start_logging
-        from livemigration.tls import server_credentials
+        with loading():
+            from dest_node.server import DestinationConfig, serve_destination
+            from livemigration.drill import DESTINATION_PHASES
+            from livemigration.observe.logs import start_logging
+            from livemigration.tls import server_credentials
 
         config = DestinationConfig(
             listen=_listen(listen, server_credentials(tls_cert, tls_key, tls_client_ca), port_file),

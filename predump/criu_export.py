@@ -4,7 +4,8 @@ The run is made in this process, in virtual time. Each round's frames are looked
 into the destination, whose memory then has just the pages of that round as they went: from there
 they are written when the round is over. So `DIR/1` has the pages of round 0, `DIR/2` those of
 round 1 and says of the others that they are in its parent, and the last one is a full dump, written
-when the destination has proved its memory equal and taken the task over.
+when the destination has proved its memory equal and taken the task over. Segments of shared memory
+are in the dump alone, unless the run sent them in every round.
 """
 
 from __future__ import annotations
@@ -79,6 +80,7 @@ class RoundWriter(InProcessTransport):
         costs: CostSpec,
         carried: CarriedImages | None = None,
         flavour: Flavour = Flavour.BOTH,
+        shared_in_rounds: bool = False,
     ) -> None:
         """`folder` is new or empty. `name`: the program's, of a task without images of its own."""
         super().__init__()
@@ -88,6 +90,7 @@ class RoundWriter(InProcessTransport):
         self._costs = costs
         self._carried = carried
         self._flavour = flavour
+        self._shared_in_rounds = shared_in_rounds
         self._sent = _RoundSent()
         self._over: tuple[Round, int] | None = None  # a round that is not written yet, and when
 
@@ -170,9 +173,10 @@ class RoundWriter(InProcessTransport):
                 offsets = (addresses[first:last] - np.uint64(vma.start)) // page_size
                 pages = offsets.astype(np.int64) + vma.pgoff
                 objects.setdefault(vma.shared_id, []).append(pages)
+        segments = {number: np.unique(np.concatenate(parts)) for number, parts in objects.items()}
         return RoundPages(
             processes,
-            {number: np.unique(np.concatenate(parts)) for number, parts in objects.items()},
+            segments if self._shared_in_rounds else None,
             _lazy_pages(begin, int(page_size)),
         )
 
@@ -257,6 +261,7 @@ async def export_run(
         costs=scenario.migration.costs,
         carried=CarriedImages.read(images) if images else None,
         flavour=flavour,
+        shared_in_rounds=scenario.migration.shared_memory == "rounds",
     )
     try:
         result = await migrate_in_process(virtual, transport=writer, observer=writer)

@@ -16,6 +16,7 @@ from predump.command import explained_errors, unexpected
 from predump.exit_status import BAD_INPUT, FAILED
 
 if TYPE_CHECKING:
+    from predump.faults.docker_lab import DockerLaboratory
     from predump.faults.spec import Fault
     from predump.faults.trial import Trial
 
@@ -27,6 +28,12 @@ faults_app = typer.Typer(
 Which = Annotated[
     list[str] | None,
     typer.Argument(metavar="FILE|NAME...|all", help="Fault files, names of ours, or all."),
+]
+Docker = Annotated[
+    bool,
+    typer.Option(
+        "--docker", help="In the containers of docker-compose.yml, of which this must be one."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object per case.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show where an error came from.")]
@@ -58,8 +65,24 @@ def _chosen(which: list[str] | None) -> "list[Fault]":
     return chosen
 
 
+def _containers() -> "DockerLaboratory":
+    from livemigration.errors import BadRequest
+
+    try:
+        from predump.faults.docker_lab import DockerLaboratory
+    except ModuleNotFoundError as error:
+        if error.name not in ("docker", "requests"):
+            raise
+        raise BadRequest(
+            "--docker needs the package docker: pip install predump[docker]"
+        ) from error
+    return DockerLaboratory()
+
+
 @faults_app.command("run")
-def run_command(which: Which = None, as_json: AsJson = False, debug: Debug = False) -> None:
+def run_command(
+    which: Which = None, docker: Docker = False, as_json: AsJson = False, debug: Debug = False
+) -> None:
     """Run faults against two nodes on this machine, and judge how each case ends."""
     from predump.faults.suite import run_faults
 
@@ -69,11 +92,14 @@ def run_command(which: Which = None, as_json: AsJson = False, debug: Debug = Fal
             return
         verdict = "as it must" if trial.good else f"WRONG: {'; '.join(trial.problems)}"
         typer.echo(
-            f"{trial.fault:24} at {trial.at:9} {trial.outcome:12} {trial.wall_s:6.1f} s  {verdict}"
+            f"{trial.fault:28} {trial.mode:9} at {trial.at:10} {trial.outcome:11} "
+            f"{trial.wall_s:5.1f} s  {verdict}"
         )
 
     with explained_errors(_explained, debug=debug):
-        trials = asyncio.run(run_faults(_chosen(which), on_trial=say))
+        faults = _chosen(which)
+        lab = _containers() if docker else None
+        trials = asyncio.run(run_faults(faults, lab=lab, on_trial=say))
     wrong = sum(not trial.good for trial in trials)
     if not as_json:
         typer.echo(f"{len(trials)} cases, {wrong} wrong")
@@ -108,12 +134,12 @@ def soak_command(
 
 @faults_app.command("table")
 def table_command(debug: Debug = False) -> None:
-    """Print fault x point x outcome as Markdown, as docs/faults.md has it."""
+    """Print fault x point x outcome for each mode as Markdown, as docs/faults.md has it."""
     from predump.faults.spec import load_all
-    from predump.faults.table import fault_table
+    from predump.faults.table import fault_tables
 
     with explained_errors(_explained, debug=debug):
-        typer.echo(fault_table(load_all()))
+        typer.echo(fault_tables(load_all()))
 
 
 @faults_app.command("list")

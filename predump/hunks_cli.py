@@ -15,7 +15,6 @@ import typer
 from rich import box
 from rich.table import Table
 
-from mm_model.hunks import HUNKS, VARIANTS, Hunk, hunk
 from predump.command import DefaultGroup, one_line_errors
 from predump.exit_status import DIFFERS
 from predump.overrides import OverrideError
@@ -23,6 +22,7 @@ from predump.render import WIDTH, make_console
 
 if TYPE_CHECKING:
     from mm_model import ModelConfig
+    from mm_model.hunks import Hunk
     from predump.conform.explain import Explanation
     from predump.conform.hunt import Mark, Progress, Shortest
     from predump.conform.matrix import Cell, Row
@@ -44,6 +44,7 @@ class HunkError(ValueError):
 @hunks_app.command("list")
 def list_command(as_json: AsJson = False, debug: Debug = False) -> None:
     """List the hunks: place, what it protects, what is lost without it, the shortest scenario."""
+    from mm_model.hunks import HUNKS, VARIANTS
     from predump.conform.shortest import ShortestScenarios
 
     with one_line_errors(debug=debug), _status(as_json) as tell:
@@ -62,7 +63,7 @@ def list_command(as_json: AsJson = False, debug: Debug = False) -> None:
         typer.echo("\n".join(_hunk_lines(each, shown[each.name])))
 
 
-def _hunk_lines(each: Hunk, shown: "Mapping[str, Shortest]") -> Iterator[str]:
+def _hunk_lines(each: "Hunk", shown: "Mapping[str, Shortest]") -> Iterator[str]:
     from predump.conform.operations import script
 
     yield f"\n{each.name:28} {Path(each.file).name}, {each.function}"
@@ -77,7 +78,7 @@ def _indented(text: str) -> list[str]:
     return textwrap.wrap(text, WIDTH, initial_indent=4 * " ", subsequent_indent=8 * " ")
 
 
-def _hunk_json(each: Hunk, shown: "Mapping[str, Shortest]") -> dict[str, Any]:
+def _hunk_json(each: "Hunk", shown: "Mapping[str, Shortest]") -> dict[str, Any]:
     from predump.conform.operations import script
 
     return {
@@ -136,6 +137,7 @@ def matrix_command(
     debug: Debug = False,
 ) -> None:
     """Run each hunk off against a set of workloads: pages lost, sent for nothing, endless."""
+    from mm_model.hunks import HUNKS, VARIANTS
     from predump.conform.matrix import matrix
 
     with one_line_errors(HunkError, debug=debug), _status(as_json) as tell:
@@ -309,7 +311,9 @@ def _known(file: Path | None) -> "frozenset[Mark]":
     return frozenset(marks)
 
 
-def _hunk(name: str) -> Hunk:
+def _hunk(name: str) -> "Hunk":
+    from mm_model.hunks import hunk
+
     try:
         return hunk(name)
     except ValueError as error:

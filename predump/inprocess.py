@@ -16,7 +16,7 @@ from typing import Any
 from dest_node.incoming import IncomingTask, Request
 from livemigration import batch
 from livemigration.clock import VirtualClock
-from livemigration.errors import BadRequest
+from livemigration.errors import BadRequest, SourceLost
 from livemigration.policy import build_policy
 from livemigration.transport import PageSource, Transport
 from livemigration.v1 import common_pb2, destination_node_pb2
@@ -46,6 +46,19 @@ class DirectChannel:
     def tell(self, pages: destination_node_pb2.MemoryChunk) -> None:
         """Compares at once."""
         self._server.compare(pages)
+
+    @property
+    def held(self) -> int:
+        """There is but one."""
+        return 1
+
+    @property
+    def lost(self) -> SourceLost | None:
+        """It never is."""
+        return None
+
+    def wait_for_source(self) -> None:
+        """It is here."""
 
     def take(self) -> tuple[batch.Frame, int]:
         """What was answered first."""

@@ -169,7 +169,9 @@ async def _events(
 ) -> source_node_pb2.MigrationResult:
     """The result; `so_far` gets what is known when the task goes on before its pages are there."""
     request = source_node_pb2.MigrateRequest(
-        destination=hosts.dest, spec=_struct(scenario.migration.to_struct())
+        destination=hosts.dest,
+        spec=_struct(scenario.migration.to_struct()),
+        name=scenario.name,
     )
     try:
         async for event in stub.Migrate(request):

@@ -8,14 +8,20 @@ invented migrations only pushes out the rows that were quiet longest.
 from __future__ import annotations
 
 import math
+import time
 from collections import OrderedDict, deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from livemigration.telemetry.messages import ENDED_STATES, Kind, Topics, decode
 
 ROW_LIMIT = 200
 EVENT_LIMIT = 8
+LONGEST_NAME = 256
+"""Of a migration, a host, a role: what `Topics` makes of longer ones."""
+_MOST_ROLES = 8
+_MOST_FIELDS = 64
+_LONGEST_TEXT = 1000
 _TEXTS = ("state", "owner", "host", "kind", "status", "reason")
 _COUNTS = (
     "round",
@@ -55,6 +61,13 @@ class Row:
     last_round: Mapping[str, object] = field(default_factory=dict)
     heard_pages: int = 0
     heard_bytes: int = 0
+    heard_at: float = field(default_factory=time.time)
+
+    @property
+    def started(self) -> float:
+        """When the first of its hosts spoke of it, seconds since 1970; of none: when we heard."""
+        told = [number(state, "started") for state in self.states.values()]
+        return min((at for at in told if at), default=self.heard_at)
 
     def take_round(self, record: Mapping[str, object]) -> None:
         """Add a round; one that was heard before (QoS 1, or by the other host) counts once."""
@@ -115,15 +128,22 @@ class Board:
     """Rows, hosts and recent events; `migration_id` limits it to one migration.
 
     `with_pages`: where pages are is believed as well, for readers that draw it; the board itself
-    keeps nothing of it.
+    keeps nothing of it. `slim`: of what is believed, only numbers and short texts are kept, for
+    readers that run for days; `apply` still returns all of it.
     """
 
     def __init__(
-        self, topics: Topics, migration_id: str | None = None, *, with_pages: bool = False
+        self,
+        topics: Topics,
+        migration_id: str | None = None,
+        *,
+        with_pages: bool = False,
+        slim: bool = False,
     ) -> None:
         self._topics = topics
         self._only = migration_id
         self._with_pages = with_pages
+        self._slim = slim
         self.rows: OrderedDict[str, Row] = OrderedDict()
         self.hosts: OrderedDict[str, Mapping[str, object]] = OrderedDict()
         self.events: deque[Update] = deque(maxlen=EVENT_LIMIT)
@@ -132,7 +152,7 @@ class Board:
     def apply(self, topic: str, payload: bytes, *, retained: bool) -> Update | None:
         """Take in one message. None: it was malformed (and counted) or is of no interest."""
         subject = self._topics.subject(topic)
-        if subject is None:
+        if subject is None or max(len(subject.name), len(subject.role)) > LONGEST_NAME:
             self.malformed += 1
             return None
         if subject.kind != "presence" and self._only not in (None, subject.name):
@@ -147,13 +167,16 @@ class Board:
             self.malformed += 1
             return None
         update = Update(subject.kind, subject.name, subject.role, fields, retained)
-        self._take(update)
+        self._take(replace(update, payload=_slim(fields)) if self._slim else update)
         return update
 
     def is_lost(self, state: Mapping[str, object]) -> bool:
         """Whether the host that said `state` is gone without having ended the migration."""
         host = self.hosts.get(str(state.get("host")), {})
-        return host.get("status") == "offline" and state.get("state") not in ENDED_STATES
+        # One that came back has begun anew, unless it has said since that it took the task up.
+        began, said = _seconds(host, "started"), _seconds(state, "time")
+        gone = host.get("status") == "offline" or (0 < said < began)
+        return gone and state.get("state") not in ENDED_STATES
 
     def _take(self, update: Update) -> None:
         if update.kind == "presence":
@@ -174,7 +197,7 @@ class Board:
             self.rows.move_to_end(update.name)
             if update.kind == "round":
                 row.take_round(update.payload)
-            elif len(row.states) < ROW_LIMIT or update.role in row.states:
+            elif len(row.states) < _MOST_ROLES or update.role in row.states:
                 row.states[update.role] = update.payload
             while len(self.rows) > ROW_LIMIT:
                 self.rows.popitem(last=False)
@@ -202,6 +225,20 @@ def check(kind: Kind, fields: Mapping[str, object]) -> None:
             raise ValueError(f"{name} must be a whole number from 0")
         if name in _SECONDS and not _is_number(value):
             raise ValueError(f"{name} must be a number from 0")
+
+
+def _slim(fields: Mapping[str, object]) -> Mapping[str, object]:
+    plain_ones = {
+        name[:LONGEST_NAME]: value[:_LONGEST_TEXT] if isinstance(value, str) else value
+        for name, value in fields.items()
+        if value is None or isinstance(value, str | int | float)
+    }
+    return dict(list(plain_ones.items())[:_MOST_FIELDS])
+
+
+def _seconds(fields: Mapping[str, object], key: str) -> float:
+    value = fields.get(key)
+    return float(value) if _is_number(value) else 0.0  # type: ignore[arg-type]
 
 
 def number(fields: Mapping[str, object], key: str, default: int = 0) -> int | float:

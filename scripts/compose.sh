@@ -16,13 +16,7 @@ for file in "$scenario" "scenarios/$scenario.toml"; do [[ ! -f $file ]] || break
 [[ $(realpath "$file") == "$PWD/scenarios/"* ]] ||
   die "$scenario: only the folder scenarios is mounted; put the file there"
 
-compose=${COMPOSE-}
-if [[ -z $compose ]]; then
-  if docker compose version >/dev/null 2>&1; then compose='docker compose'
-  elif docker-compose version >/dev/null 2>&1; then compose=docker-compose
-  else die 'neither docker compose nor docker-compose is there; docs/compose.md says how to get one'; fi
-fi
-docker info >/dev/null 2>&1 || die 'the Docker engine does not answer: is it started, and may you use it?'
+. scripts/find-engine.sh
 
 export RESULTS=${RESULTS:-./results}
 export SCENARIO

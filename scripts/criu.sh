@@ -3,6 +3,7 @@
 #
 #   criu.sh criu SUITE   a criu that runs here      (SUITE: trixie has 4.1.1, sid has 4.2.1)
 #   criu.sh crit SUITE   its crit, with the protobuf it was made for; PYTHON=... names the Python
+#   criu.sh crun SUITE   the suite's crun, which loads that CRIU's libcriu
 #   criu.sh root SUITE   the folder it is unpacked in: programs, libraries, headers, ld.so
 #   criu.sh clean        removes the cache
 #
@@ -33,7 +34,11 @@ END
 export PYTHONPATH="$root/usr/lib/python3/dist-packages" PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION=python
 exec "\${PYTHON:-python3}" -S "$root/usr/bin/crit" "\$@"
 END
-  chmod 755 "$root/criu" "$root/crit"
+  cat > "$root/crun" <<END
+#!/bin/sh
+exec "$linker" --library-path "$root/usr/lib/$triplet:$root/lib/$triplet" "$root/usr/bin/crun" "\$@"
+END
+  chmod 755 "$root/criu" "$root/crit" "$root/crun"
 }
 
 fetch() {
@@ -56,21 +61,22 @@ fetch() {
   {
     apt-get -qq "${options[@]}" update &&
       # With no package installed, this fetches all that criu depends on.
-      apt-get -qq "${options[@]}" install -y --download-only --no-install-recommends criu libcriu2 &&
+      apt-get -qq "${options[@]}" install -y --download-only --no-install-recommends criu libcriu2 crun &&
       (cd "$apt/debs" && apt-get -qq "${options[@]}" download python3-pycriu python3-protobuf libcriu-dev)
   } > "$apt/log" 2>&1 || { tail -n 5 "$apt/log" >&2; die "apt-get could not fetch criu of $suite"; }
   for deb in "$apt"/cache/archives/*.deb "$apt"/debs/*.deb; do
     dpkg -x "$deb" "$cache/new-$suite"
   done
   rm -rf "$apt" "$cache/new-$suite/usr/share/doc" "$cache/new-$suite/usr/lib/"*/gconv
+  rm -rf "${cache:?}/$suite"
   mv -T "$cache/new-$suite" "$cache/$suite"
   write_wrappers "$cache/$suite"
 }
 
 case ${1-} in
   clean) rm -rf "$cache"; exit ;;
-  criu | crit | root) ;;
-  *) die 'usage: criu.sh criu|crit|root trixie|sid, or criu.sh clean' ;;
+  criu | crit | crun | root) ;;
+  *) die 'usage: criu.sh criu|crit|crun|root trixie|sid, or criu.sh clean' ;;
 esac
 readonly suite=${2-}
 [[ $suite == trixie || $suite == sid ]] || die "unknown suite '$suite': trixie or sid"
@@ -78,7 +84,7 @@ readonly suite=${2-}
 mkdir -p "$cache"
 exec 9> "$cache/lock"
 flock 9
-[[ -x $cache/$suite/crit ]] || { rm -rf "${cache:?}/$suite"; fetch; }
+[[ -x $cache/$suite/crun ]] || fetch
 case $1 in
   root) echo "$cache/$suite" ;;
   *) echo "$cache/$suite/$1" ;;

@@ -12,6 +12,7 @@
 # LINK   what the container may send, as tc says it (200mbit); needs root and NET_ADMIN
 # TLS    1: mutual TLS; the first to start makes an authority and certificates for all
 # DEST   the destination that the runner uses (dest)
+# PREDUMP_CLOCK  a file that says by how much the node's wall clock is wrong (docs/faults.md)
 # REPORT 1: the runner draws what it ran
 set -eu
 
@@ -84,6 +85,18 @@ node() {
   serve "$@"
 }
 
+# Before the node: a wall clock that is wrong by as much as the file says.
+jumping_clock() {
+  [ -n "${PREDUMP_CLOCK:-}" ] || return 0
+  # Whole or not at all, by whoever comes first: the other host's node may have it mapped.
+  new=$PREDUMP_CLOCK.$(hostname)
+  head -c 8 /dev/zero > "$new"
+  chmod 666 "$new"
+  ln "$new" "$PREDUMP_CLOCK" 2> /dev/null || true
+  rm "$new"
+  export LD_PRELOAD=/usr/local/lib/predump-clock.so
+}
+
 serve() {
   link_compiled
   if [ "${TLS:-0}" = 1 ]; then
@@ -91,6 +104,7 @@ serve() {
     name=${NODE:-$1}
     set -- "$@" --tls-cert "$tls/$name.pem" --tls-key "$tls/$name.key" --tls-client-ca "$tls/ca.pem"
   fi
+  jumping_clock
   exec predump serve "$@"
 }
 

@@ -15,6 +15,6 @@ compile() {
   "$tools/uv/bin/uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes \
     --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' "$@"
 }
-compile pyproject.toml --extra report --extra dashboard --group build -o requirements.lock "${@}"
+compile pyproject.toml --extra report --extra dashboard --extra docker --group build -o requirements.lock "${@}"
 # The run-time lock is a constraint, so that both files name the same versions.
 compile pyproject.toml --extra dev --group build -c requirements.lock -o requirements-dev.lock "${@}"

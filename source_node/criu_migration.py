@@ -179,7 +179,13 @@ class PageServerMigration(Migration):
         assert sender is not None
         self._holes = 0
         with self._execution.lock:
-            self._parts = plan(self._execution.task, scan, self._names, final=final)
+            self._parts = plan(
+                self._execution.task,
+                scan,
+                self._names,
+                final=final,
+                shared_in_rounds=self._spec.shared_memory == "rounds",
+            )
         with sender:
             for part in self._parts:
                 if not sender.open(part.target):

@@ -1,9 +1,10 @@
 """What of a scan goes into which of CRIU's images, page by page.
 
 As a dump orders it (criu/cr-dump.c, criu/shmem.c, criu/mem.c): shared segments first, each once
-and whole in every round, since soft-dirty does not track them; then each process with its private
-pages, sent or left to the parent. Hugetlb memory is in the final round only. Files of the task, and
-pages that are still a file's own, are nobody's: CRIU leaves them to the file system.
+and whole, since nothing tracks them; then each process with its private pages, sent or left to the
+parent. Hugetlb memory is in the final round only, and so are segments unless they are wanted in
+every round. Files of the task, and pages that are still a file's own, are nobody's: CRIU leaves
+them to the file system.
 """
 
 from __future__ import annotations
@@ -119,8 +120,15 @@ def names_of(task: Task, images: CarriedImages | None) -> Names:
     return Names(naming.pids, naming.shmids)
 
 
-def plan(task: Task, scan: RoundScan, names: Names | None = None, *, final: bool) -> list[Part]:
-    """The images of a round, in the order of sending."""
+def plan(
+    task: Task,
+    scan: RoundScan,
+    names: Names | None = None,
+    *,
+    final: bool,
+    shared_in_rounds: bool = False,
+) -> list[Part]:
+    """The images of a round, in the order of sending; `shared_in_rounds`: as the scan was made."""
     names = names or Names()
     files = file_numbers(task)
     huge = huge_objects(process.space for process in scan.processes)
@@ -129,7 +137,8 @@ def plan(task: Task, scan: RoundScan, names: Names | None = None, *, final: bool
     for process in scan.processes:
         private.append(_private(process, names, final=final))
         for vma in process.space.vmas:
-            left_out = vma.shared_id in files or (vma.shared_id in huge and not final)
+            early = shared_in_rounds and vma.shared_id not in huge
+            left_out = vma.shared_id in files or not (final or early)
             if vma.flags & MAP_SHARED and vma.shared_id and not left_out:
                 claims.setdefault(vma.shared_id, []).append(
                     _claim(process, vma, task.machine.page_size)

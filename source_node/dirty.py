@@ -30,7 +30,7 @@ class DirtyTracker(Protocol):
         ...
 
     def count_dirty(self, task: Task) -> int:
-        """Pages that a scan would send now."""
+        """Pages that a pre-dump would send now."""
         ...
 
     def written_since(self, task: Task) -> list[DirtyVma]:
@@ -50,6 +50,6 @@ class DirtyTracker(Protocol):
         ...
 
 
-def build_tracker(kind: str) -> DirtyTracker:
-    """The tracker that a specification names."""
-    return HostTracker() if kind == "host" else Tracker(kind)
+def build_tracker(kind: str, *, shared_in_rounds: bool) -> DirtyTracker:
+    """The tracker that a specification names; the host's tasks share no memory."""
+    return HostTracker() if kind == "host" else Tracker(kind, shared_in_rounds=shared_in_rounds)

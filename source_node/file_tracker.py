@@ -2,6 +2,9 @@
 
 This is what a copier of file systems finds by comparing (rsync), not what the kernel reports: see
 `livemigration.files`. So no page of a file is ever lost, and none is sent for nothing.
+
+Files in memory (memfds, files on a tmpfs) are on no disk that a copier reads: CRIU has them in its
+dump alone (criu/memfd.c; criu/filesystems.c, tmpfs_dump()), so they may wait for the final round.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ class FileScan:
     file: TaskFile
     live: Pages
     send: Pages
+    left: int = 0  # live, and left to the final round
 
 
 @dataclass(slots=True)
@@ -42,11 +46,14 @@ class FileTracker:
 
     _sent: list[_Sent] = field(default_factory=list)
 
-    def scan(self, task: Task) -> list[FileScan]:
-        """What there is, and what of it to send."""
-        return [self._scan(task, number, file) for number, file in enumerate(task.files)]
+    def scan(self, task: Task, *, in_memory: bool = True) -> list[FileScan]:
+        """What there is, and what of it to send; without `in_memory` only of files on a disk."""
+        return [
+            self._scan(task, number, file, now=in_memory or file.on_disk)
+            for number, file in enumerate(task.files)
+        ]
 
-    def _scan(self, task: Task, number: int, file: TaskFile) -> FileScan:
+    def _scan(self, task: Task, number: int, file: TaskFile, *, now: bool) -> FileScan:
         if number == len(self._sent):
             never = np.full(file.pages, NEVER), np.full(file.pages, -1, dtype=np.int32)
             self._sent.append(_Sent(*never))
@@ -55,6 +62,8 @@ class FileTracker:
         gone = np.ones(file.pages, dtype=np.bool_)
         gone[live] = False
         sent.versions[gone] = NEVER  # the destination drops them at this round
+        if not now:
+            return FileScan(number, file, live, live[:0], left=int(live.size))
         changed = task.machine.phys.version[rows] != sent.versions[live]
         return FileScan(number, file, live, live[changed])
 

@@ -188,18 +188,20 @@ class GrpcTransport:
 
     # -- is it still there
 
-    async def _ask_how_far(self) -> destination_node_pb2.MigrationStatus | None:
+    async def _ask_how_far(
+        self, patience_s: float | None = None
+    ) -> destination_node_pb2.MigrationStatus | None:
         """None if there is an answer that says nothing; `DestinationLost` if there is none."""
+        patience_s = patience_s or self._patience.answer_s
         try:
             return await self._stub.GetMigration(
                 destination_node_pb2.GetMigrationRequest(migration_id=self._id),
-                timeout=self._patience.answer_s,
+                timeout=patience_s,
             )
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise DestinationLost(
-                    f"destination {self._address} is lost: it does not answer "
-                    f"({self._patience.answer_s:g} s)"
+                    f"destination {self._address} is lost: it does not answer ({patience_s:g} s)"
                 ) from error
             return None  # a connection that breaks ends the calls on it by itself
 
@@ -464,6 +466,9 @@ class GrpcTransport:
             if not serving.done():
                 watching.result()
             return await serving
+        except BaseException:
+            self._pages.drop()  # no page goes out any more once this host has given up
+            raise
         finally:
             for work in (serving, watching):
                 work.cancel()
@@ -515,22 +520,44 @@ class GrpcTransport:
     async def commit(self, memory_digest: str) -> destination_node_pb2.MigrationStatus:
         """Hands the task over; the stream ends first, so that nothing is under way any more."""
         await self._finish_stream()
+        request = destination_node_pb2.CommitRequest(
+            migration_id=self._id, memory_digest=memory_digest, incarnation=self._incarnation
+        )
         try:
-            return await self._stub.Commit(
-                destination_node_pb2.CommitRequest(
-                    migration_id=self._id,
-                    memory_digest=memory_digest,
-                    incarnation=self._incarnation,
-                ),
-                timeout=self._patience.answer_s,
-                metadata=self._metadata(),
+            return await self._taken_over(
+                self._stub.Commit(request, metadata=self._metadata()),
             )
         except grpc.aio.AioRpcError as error:
             if error.code() in _ANSWERS:
                 raise self._error(error) from error
-            raise CommitInDoubt(
-                f"destination {self._address} did not answer the hand-over: {why(error)}"
-            ) from error
+            raise self._in_doubt(why(error)) from error
+        except DestinationLost as error:
+            raise self._in_doubt(str(error)) from error
+
+    async def _taken_over(
+        self, call: Awaitable[destination_node_pb2.MigrationStatus]
+    ) -> destination_node_pb2.MigrationStatus:
+        """The answer to Commit, for as long as the destination says that it is at it.
+
+        It may have many GiB of images to write before the point of no return. `DestinationLost` if
+        it does not answer, or has nothing more to do and its answer does not come.
+        """
+        work = asyncio.ensure_future(_result(call))
+        patience = self._patience
+        try:
+            while not (await asyncio.wait([work], timeout=patience.answer_s))[0]:
+                status = await self._ask_how_far(patience.question_s)
+                if status is not None and status.taking_over:
+                    continue
+                if not (await asyncio.wait([work], timeout=patience.question_s))[0]:
+                    raise DestinationLost(f"no answer for {patience.answer_s:g} s")
+            return work.result()
+        finally:
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+
+    def _in_doubt(self, reason: str) -> CommitInDoubt:
+        return CommitInDoubt(f"destination {self._address} did not answer the hand-over: {reason}")
 
     async def abort(self, reason: str) -> None:
         """Best effort: a destination that is not told forgets the task when the next one comes."""

@@ -118,11 +118,17 @@ class _Traffic:
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """Pages to send together: of a process, or of a file at offsets."""
+    """Pages to send together: of a process, or of a file or a shared object at offsets."""
 
     pid: int
     addresses: U64
     file: int = -1  # number of the file
+    object_id: int = 0  # of shared memory that no process maps
+
+    @property
+    def of_process(self) -> bool:
+        """Whether the addresses are a process'."""
+        return self.file < 0 and not self.object_id
 
 
 class Migration:
@@ -158,7 +164,9 @@ class Migration:
             spec.link.bandwidth_bps / 8 if clock.name == "wall" else 0, batch.BATCH_BYTES // 2
         )
         self._page_maps = PageMaps(spec.record.bins) if spec.record.pages else None
-        self._tracker = build_tracker(origin.tracker)
+        self._tracker = build_tracker(
+            origin.tracker, shared_in_rounds=spec.shared_memory == "rounds"
+        )
         self._frames = self._frame_maker()
         self._abort_reason: str | None = None
         self._next_policy: tuple[PolicySpec, Policy] | None = None
@@ -170,6 +178,7 @@ class Migration:
         self._scan_pages = 0
         self._present = 0
         self._skipped = 0
+        self._left = 0
         self._vmas = 0
         self._server: PageServer | None = None
         self._served = False  # the destination had the task, without all pages
@@ -226,17 +235,26 @@ class Migration:
         else:
             with self._execution.lock:
                 now = self._tracker.written_since(self._execution.task)
+        mismatches = self.outcome.mismatches
+        different = {
+            pid: addresses_of(mismatches, pid, self._page_size)
+            for pid in {m.pid for m in mismatches}
+        }
         wire = sum(record.bytes_wire for record in self.outcome.rounds)
+        if self._server is not None:
+            wire += self._server.bytes_wire
+        serving = self._served and self.outcome.post_copy is None
         # The virtual clock spends a frame's time when it is made, the wall clock when it goes out.
         under_way = live if self._clock.name == "wall" else self._traffic
         return {
             "round": live.number,
             "final": live.final,
-            "over": live.over,
+            "serving": serving,
+            "over": live.over and not serving,
             "at_s": (self._clock.now_ns - self._started_ns) / NS,
             "bytes_wire": wire if live.over else wire + under_way.bytes_wire,
             "page_size": self._page_size,
-            **live.cells(now, self._page_size),
+            **live.cells(now, self._page_size, different),
         }
 
     async def run(self) -> Outcome:
@@ -347,6 +365,7 @@ class Migration:
                 duration_ns=record.duration_ns,
                 pages_dirty=dirty,
                 page_size=self._page_size,
+                pages_left=self._left,
             )
         )
         return replace(decision, reason=changed + decision.reason)
@@ -372,7 +391,7 @@ class Migration:
         down.scan_ns = self._clock.now_ns - start - down.freeze_ns
         if post_copy:
             scan = self._leave_behind(scan, number)
-        self._live = LiveRound(number, True, scan)
+        self._live = LiveRound(number, True, scan, later=self._server)
         self._say("final", f"final round: {scan.to_send} pages, frozen")
         before = self._clock.now_ns
         self._bucket.start()
@@ -429,6 +448,7 @@ class Migration:
             self._tracker.reset(task)
         self._clock.spend(costs.scan_ns(scan.scanned) + costs.clear_ns(scan.present))
         self._skipped = scan.skipped
+        self._left = scan.left
         self._scan_pages = scan.scanned
         self._present = scan.present
         self._vmas = scan.vmas
@@ -532,6 +552,10 @@ class Migration:
             for at in range(0, found.send.size, most):
                 where = offsets(found.send[at : at + most], page_size)
                 yield _Batch(0, where, found.number)
+        for object_id, numbers in scan.unmapped:
+            for at in range(0, numbers.size, most):
+                where = offsets(numbers[at : at + most], page_size)
+                yield _Batch(0, where, object_id=object_id)
         for process in scan.processes:
             for pages in process.send_by_vma:
                 for at in range(0, pages.size, most):
@@ -547,7 +571,7 @@ class Migration:
         with self._execution.lock:
             found = self._look(part)
             if found is None:
-                if part.file < 0 and self._live is not None:
+                if part.of_process and self._live is not None:
                     self._live.skipped(part.pid, int(part.addresses.size))
                 return None
             packing, object_id = found
@@ -559,7 +583,7 @@ class Migration:
             copied, task.machine.page_size, one_after_other=not self._execution.running
         )
         self._count(made, packing, time.monotonic_ns() - began)
-        if part.file < 0 and self._live is not None:
+        if part.of_process and self._live is not None:
             self._live.gathered(heading.sequence, part.pid, int(part.addresses.size))
         return made.frame, heading.sequence
 
@@ -590,11 +614,15 @@ class Migration:
         A page that is gone by now is not live at the next scan, which says so.
         """
         task = self._execution.task
-        object_id = 0
-        if part.file >= 0:
-            object_id = task.files[part.file].object_id
+        object_id = part.object_id
+        if not part.of_process:
+            if part.file >= 0:
+                object_id = task.files[part.file].object_id
             first = int(part.addresses[0]) // task.machine.page_size
-            rows = task.machine.object_frames(object_id)[first:]
+            try:
+                rows = task.machine.object_frames(object_id)[first:]
+            except MmError:
+                return None  # the task runs, and has unmapped the last of it
             versions = task.machine.phys.version[rows]
             packing = pack(task.machine.content, part.addresses, rows, versions)
         else:
@@ -606,6 +634,8 @@ class Migration:
 
     def _note(self, part: _Batch, packing: Packing, number: int) -> None:
         """These pages went out as they were now."""
+        if part.object_id:
+            return
         if part.file < 0:
             self._tracker.note(part.pid, packing.addresses, packing.versions, number)
             return
@@ -660,7 +690,7 @@ class Migration:
             why = (
                 f"{count} pages differ at the destination"
                 if count
-                else "the address space differs at the destination"
+                else "the address space, or what nobody maps, differs at the destination"
             )
             await self._keep_task("", why)
         return digests
@@ -797,8 +827,12 @@ class Migration:
         self._say("continue", "the workload goes on at the destination")
         continuing = asyncio.create_task(self._transport.continue_to(until))
         try:
-            if self._server is None or await self._serve(continuing):
-                await self._compare_afterwards(await continuing)
+            if self._server is not None and not await self._serve(continuing):
+                return
+            if continuing.done() and isinstance(continuing.exception(), DestinationLost):
+                # It was away for a while, and asked for its pages again since.
+                continuing = asyncio.create_task(self._transport.continue_to(until))
+            await self._compare_afterwards(await continuing)
         except MigrationError as error:
             self.outcome.error = (
                 f"the task was handed over and is the destination's; afterwards: {error}"
@@ -835,6 +869,11 @@ class Migration:
                 f"{not_seen} pages were not read back for comparison: the page stream broke; "
                 'migrate again, or verify with mode = "digest"'
             )
+        if record.not_kept:
+            self.outcome.error = (
+                "all pages are at the destination, and it could not keep the task, which would be "
+                f"lost with that process: {record.not_kept}"
+            )
         self._released(Event.PAGES_OVER)
         self._say("released", f"all pages are at the destination: {record.faults} faults")
         return True
@@ -846,11 +885,12 @@ class Migration:
         both: list[asyncio.Task[Any]] = [serving, continuing]
         try:
             await asyncio.wait(both, return_when=asyncio.FIRST_EXCEPTION)
-            if not serving.done():  # a task that failed asks for no more pages; it may say why
+            if not serving.done() and not isinstance(continuing.exception(), DestinationLost):
+                # A task that failed asks for no more pages; it may say why.
                 await asyncio.wait([serving], timeout=LAST_WORDS_S)
-            if not serving.done():
-                continuing.result()
-            return await serving
+                if not serving.done():
+                    continuing.result()
+            return await serving  # which finds out by itself whether the destination is lost
         finally:
             serving.cancel()
             await asyncio.gather(serving, return_exceptions=True)
@@ -862,7 +902,9 @@ class Migration:
         self.outcome.verified = False
         self.outcome.error = (
             f"{why}. The source keeps the memory as it was at the freeze: settle the migration by "
-            f"KEEP to go on from there, which undoes what the task {did}, or by RELEASE to let go"
+            "ASK to serve its pages once more, when the destination can be reached and has the "
+            f"task; by KEEP to go on from the freeze, which undoes what the task {did}; or by "
+            "RELEASE to let go"
         )
 
     async def _compare_afterwards(self, reply: destination_node_pb2.ContinueReply) -> None:
@@ -928,6 +970,7 @@ class Migration:
             return
         self._say("commit", "the destination had taken the task over")
         self.outcome.error = ""
+        self.outcome.verified = True  # it was, before the hand-over; pages that come are compared
         self._handed_over()
         await self._go_on()
         self.outcome.ownership = self._ownership.state

@@ -4,9 +4,9 @@ Which pages may come later is CRIU's rule (criu/include/vma.h, vma_entry_can_be_
 private anonymous mappings that are not locked. All else - shared memory, hugetlb, files' private
 copies - is sent before the task goes on, since userfaultfd does not bring it.
 
-The server keeps no account of what it sent: the destination knows what it lacks, and after a broken
+The server answers whatever it is asked: the destination knows what it lacks, and after a broken
 stream asks again. That is safe because the task is frozen: a page is the same whenever it is asked
-for.
+for. What it was asked for is noted only for those who look on.
 """
 
 from __future__ import annotations
@@ -91,6 +91,8 @@ class PageServer:
     round_number: int
     note: Callable[[int, U64, U64, int], None]  # process, addresses, versions, round: they went out
     compared: int = 0  # pages whose bytes came back
+    bytes_wire: int = 0  # of all answers
+    asked: dict[int, NDArray[np.bool_]] = field(default_factory=dict)  # beside `lazy`; see below
     different: list[common_pb2.Mismatch] = field(default_factory=list)  # and are not those here
 
     @property
@@ -126,7 +128,7 @@ class PageServer:
             raise BadRequest(f"page request {request.id} asks for nothing")
         with self.execution.lock:
             addresses = from_runs(starts, pages, page_size)
-            self._check(request.pid, addresses)
+            at = self._check(request.pid, addresses)
             mm = task.processes[request.pid]
             packing = _joined([pack_from(mm, piece) for piece in near_pieces(addresses, page_size)])
             frame = encode(
@@ -137,6 +139,10 @@ class PageServer:
                 pid=request.pid,
             )
             self.note(request.pid, packing.addresses, packing.versions, self.round_number)
+        if request.pid not in self.asked:
+            self.asked[request.pid] = np.zeros(self.lazy[request.pid].size, dtype=np.bool_)
+        self.asked[request.pid][at] = True
+        self.bytes_wire += len(frame)
         return frame
 
     def compare(self, pages: destination_node_pb2.MemoryChunk) -> None:
@@ -153,7 +159,8 @@ class PageServer:
         self.compared += int(addresses.size)
         self.different += ranges(pages.pid, addresses[~equal], page_size)
 
-    def _check(self, pid: int, addresses: U64) -> None:
+    def _check(self, pid: int, addresses: U64) -> NDArray[np.intp]:
+        """Where the pages are in `lazy`."""
         known = self.lazy.get(pid)
         if known is None or not known.size:
             raise BadRequest(f"process {pid} has no pages that were left behind")
@@ -161,6 +168,7 @@ class PageServer:
         if not (known[at] == addresses).all():
             address = int(addresses[int(np.argmin(known[at] == addresses))])
             raise BadRequest(f"page {address:#x} of process {pid} was not left behind")
+        return at
 
 
 def _joined(parts: list[Packing]) -> Packing:

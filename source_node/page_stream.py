@@ -2,7 +2,9 @@
 
 What the task waits for is answered before what is fetched ahead. A stream that breaks is opened
 again, and the destination asks anew for what it did not get; a destination that stays away or came
-back as another process ends it.
+back as another process ends it, and so do streams that break again and again before the same page
+has come. Even then nothing is over: `run` can be called once more, when somebody has seen to what
+lies between the hosts.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ _DRILL_REQUEST = 5
 """A drill "in the middle of serving" strikes after so many answers."""
 
 _MOST_DAMAGED = 3
-"""Streams in a row that the destination ends because of what came over them."""
+_MOST_BREAKS = 20
+"""Streams in a row over which the same page does not get through: because of what came over them,
+as the destination says, or because they broke."""
 
 _BROKEN = (
     grpc.StatusCode.UNAVAILABLE,
@@ -79,39 +83,51 @@ class PageStream:
         self._call: _Call | None = None
         self._drill = drill
         self._answered = 0
-        self._damaged = 0
+        self._compared = 0  # of the destination's messages with pages to compare
+        self._oldest = 0  # the first request over the stream
+        self._stuck: dict[bool, int] = {}  # streams in a row with that one: (damaged, how many)
         self.heard = time.monotonic()  # when the destination last said something
         self.reconnects = 0
 
     async def open(self) -> None:
         """Returns when the destination has the stream; raises MigrationError."""
-        self._call = self._open(metadata=self._metadata)
+        self._call = self._open(metadata=(*self._metadata, ("compared", str(self._compared))))
         try:
             async with asyncio.timeout(max(self.patience_s, _OPEN_S)):
                 await self._call.initial_metadata()
             if self._call.done():
                 raise self._error(await self._call.code(), await self._call.details())
         except grpc.aio.AioRpcError as error:
+            self.drop()
             raise self._error(error.code(), error.details()) from error
         except TimeoutError as error:
-            self._call.cancel()
+            self.drop()
             raise self._error(grpc.StatusCode.UNAVAILABLE, "no answer") from error
         self.heard = time.monotonic()
 
     async def run(self) -> common_pb2.PostCopyRecord:
         """Serves until the destination says that it is over; `DestinationLost`, `BadRequest`."""
+        self._stuck = {}
         while True:
+            if self._call is None:
+                await self._open_again()
             assert self._call is not None
-            call = self._call
             try:
-                return await self._serve_stream(call)
+                return await self._serve_stream(self._call)
             except grpc.aio.AioRpcError as error:
                 code, details = error.code(), error.details()
-            call.cancel()
-            self._damaged = self._damaged + 1 if code is grpc.StatusCode.DATA_LOSS else 0
-            if code not in _BROKEN or self._damaged >= _MOST_DAMAGED:
+            self.drop()
+            damaged = code is grpc.StatusCode.DATA_LOSS
+            self._stuck[damaged] = self._stuck.get(damaged, 0) + 1
+            most = _MOST_DAMAGED if damaged else _MOST_BREAKS
+            if code not in _BROKEN or self._stuck[damaged] >= most:
                 raise self._error(code, details)
-            await self._open_again()
+
+    def drop(self) -> None:
+        """Ends the stream: nothing goes out over it any more."""
+        call, self._call = self._call, None
+        if call is not None:
+            call.cancel()
 
     async def _open_again(self) -> None:
         deadline = time.monotonic() + self.patience_s
@@ -139,6 +155,7 @@ class PageStream:
         """One stream; AioRpcError when it breaks."""
         waiting: list[tuple[bool, int, PageRequest]] = []
         some = asyncio.Event()
+        first = True
         sender = asyncio.create_task(self._send(call, waiting, some), name="page-sender")
         try:
             async for request in call:
@@ -148,8 +165,13 @@ class PageStream:
                         await call.done_writing()
                     return request.over
                 if request.HasField("read_back"):
-                    await asyncio.to_thread(self._server.compare, request.read_back)
+                    if request.id > self._compared:
+                        await asyncio.to_thread(self._server.compare, request.read_back)
+                        self._compared = request.id
                     continue
+                if first and request.id != self._oldest:
+                    self._oldest, self._stuck = request.id, {}
+                first = False
                 heapq.heappush(waiting, (not request.urgent, request.id, request))
                 some.set()
                 if sender.done():
@@ -198,5 +220,4 @@ class PageStream:
 
     async def close(self) -> None:
         """Ends the stream."""
-        if self._call is not None:
-            self._call.cancel()
+        self.drop()

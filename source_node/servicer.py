@@ -39,6 +39,7 @@ PAGE_SIZES = (4096, 16384, 65536)
 CLOCKS = ("virtual", "wall")
 
 MISMATCHES_TOLD = 200
+LONGEST_NAME = 200
 """Ranges in telemetry; a result has more."""
 
 LOOK_S = 0.25
@@ -67,7 +68,8 @@ class _Events:
         if phase not in ENDED_STATES:
             self.trace.step(message if phase == "round" else phase, at_s=at_ns / NS)
         self.queue.put_nowait(self._event(phase=phase, at_ns=at_ns, message=message))
-        released = self.hosted.ownership.state is Ownership.RELEASED
+        # A source that serves pages has the bytes, but the task is not its own any more.
+        released = self.hosted.ownership.state in (Ownership.RELEASED, Ownership.SERVING)
         self.telemetry.state(
             self.migration_id,
             state=phase,
@@ -136,6 +138,7 @@ class _Events:
                 }
                 for m in outcome.mismatches[:MISMATCHES_TOLD]
             ],
+            post_copy=_post_copy(outcome),
             error=outcome.error,
         )
         self.queue.put_nowait(
@@ -146,6 +149,26 @@ class _Events:
 
     def _event(self, **fields: Any) -> source_node_pb2.MigrationEvent:
         return source_node_pb2.MigrationEvent(migration_id=self.migration_id, **fields)
+
+
+def _post_copy(outcome: Outcome) -> dict[str, object] | None:
+    """How the pages came that were not there when the task went on; names as in a result."""
+    record = outcome.post_copy
+    if record is None:
+        return None
+    return {
+        "pages_lazy": record.pages_lazy,
+        "faults": record.faults,
+        "faults_remote": record.faults_remote,
+        "pages_prefetched": record.pages_prefetched,
+        "pages_dropped": record.pages_dropped,
+        "pages_missing": record.pages_missing,
+        "stalled_s": record.stalled_ns / NS,
+        "longest_stall_s": record.longest_stall_ns / NS,
+        "residual_s": record.residual_ns / NS,
+        "bytes_wire": record.bytes_wire,
+        "halted": record.halted,
+    }
 
 
 @dataclass(slots=True)
@@ -280,7 +303,9 @@ class SourceNode(source_node_pb2_grpc.SourceNodeServicer):
         """Migrates; a caller that goes away does not disturb it."""
         async with answering(context):
             await asyncio.to_thread(self._warm.wait)
-            running = await self._begin(request, context.invocation_metadata())
+            # One at a time, and of a task that nobody starts or ends meanwhile.
+            async with self._starting:
+                running = await self._begin(request, context.invocation_metadata())
             while True:
                 event = await running.events.queue.get()
                 yield event
@@ -335,6 +360,7 @@ class SourceNode(source_node_pb2_grpc.SourceNodeServicer):
             hosted.migration_id,
             state="prepare",
             owner="source",
+            name=request.name[:LONGEST_NAME],
             destination=request.destination,
             memory_bytes=task.memory,
             page_size=task.page_size,
@@ -358,9 +384,12 @@ class SourceNode(source_node_pb2_grpc.SourceNodeServicer):
             raise
         finally:
             looking.cancel()
-        self._end(running, outcome)
-        if outcome.ownership is not Ownership.IN_DOUBT:
-            await running.transport.close()
+        try:
+            if outcome.ownership is not Ownership.IN_DOUBT:
+                await running.transport.close()
+        finally:
+            # The last thing: who hears of it may ask for the next migration at once.
+            self._end(running, outcome)
 
     def _end(self, running: _Running, outcome: Outcome) -> None:
         result = outcome.to_proto()

@@ -6,12 +6,15 @@ what is sent. The model's own content versions only judge it: a page written but
 *lost*, a page sent though its content is what was sent last is *spurious*.
 
 The kernel says it by soft-dirty bits, or with ``tracker = "uffd-wp"`` by userfaultfd's
-write-protection, which a written page has lost.
+write-protection, which a written page has lost. (Where mremap has left protections behind, the
+tracker begins anew: see `_left_over`.)
 
-Shared anonymous memory is not tracked by soft-dirty: a page-out drops the PTE and the bit with it,
-and other mappings write through PTEs of their own. So every page of such an object is sent in every
-round, once per object. (CRIU's pre-dumps leave it out unless CRIU_TRACK_SHMEM is set, and its dump
-has all of it: seen with 4.1.1 and 4.2.1, docs/criu.md.)
+Shared memory (mm/shmem.c: shared anonymous memory, memfds, files on a tmpfs) is not tracked: a
+page-out drops the PTE and the soft-dirty bit with it, other mappings write through PTEs of their
+own, and write(2) through none. CRIU's pre-dumps leave it out, and its dump has all of it
+(criu/memfd.c; seen with 4.1.1 and 4.2.1, docs/criu.md): so it is sent in full in the final round
+and in no other. With ``shared_memory = "rounds"`` all of it goes in every round, once per object,
+and of files what changed.
 
 Hugetlb memory is not tracked either, since clear_refs does not walk it. As CRIU does (its pre-dump
 leaves MAP_HUGETLB out), it is sent in full in the final round and in no other.
@@ -27,7 +30,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from livemigration.files import file_numbers
+from livemigration.files import file_numbers, unmapped_pages
 from livemigration.layout import AddressSpace, describe
 from livemigration.snapshot import dumped
 from livemigration.task import Task
@@ -37,13 +40,20 @@ from mm_model import (
     PM_PRESENT,
     PM_SOFT_DIRTY,
     PM_SWAP,
+    PM_UFFD_WP,
+    Mm,
     Vma,
     WriteProtectTracker,
 )
+from mm_model.fs_userfaultfd import VM_UFFD_WP
 from source_node.file_tracker import FileScan, FileTracker
 
 U64 = NDArray[np.uint64]
 Bools = NDArray[np.bool_]
+
+_THERE = PM_PRESENT | PM_SWAP
+_AT_ONCE = 1 << 16
+"""Pages that are looked at together: their entries stay in a cache, however large the memory is."""
 
 NEVER = np.uint64(2**64 - 1)
 """The version of a page that was never sent; no content ever has it."""
@@ -98,6 +108,8 @@ class RoundScan:
 
     processes: list[ProcessScan] = field(default_factory=list)
     files: list[FileScan] = field(default_factory=list)
+    # of shared memory, by object: numbers of pages to send that no process maps
+    unmapped: list[tuple[int, NDArray[np.int64]]] = field(default_factory=list)
     scanned: int = 0  # pagemap entries read
     present: int = 0  # pages that the reset write-protects
     soft_dirty: int = 0  # live pages that the kernel reports as written
@@ -106,6 +118,7 @@ class RoundScan:
     spurious: int = 0  # sent, but not written
     to_send: int = 0
     skipped: int = 0  # live, left to what was sent before
+    left: int = 0  # live, left to the final round, which sends them whatever was sent before
     vmas: int = 0
 
 
@@ -124,6 +137,7 @@ class _VmaScan:
     versions: U64
     soft_dirty: Bools
     judged: Bools  # False: another process of this scan sends it, or the final round will
+    left: int  # of those, how many the final round will send
     shared: bool
     scanned: int
     present: int
@@ -132,9 +146,11 @@ class _VmaScan:
 class Tracker:
     """Scans a task round by round and remembers what was sent."""
 
-    def __init__(self, kind: str = "soft-dirty") -> None:
-        """`kind`: "soft-dirty" or "uffd-wp"."""
+    def __init__(self, kind: str = "soft-dirty", *, shared_in_rounds: bool = False) -> None:
+        """`kind`: "soft-dirty" or "uffd-wp"; `shared_in_rounds`: shared memory does not wait for
+        the final round."""
         self._sent: dict[int, SentPages] = {}
+        self._shared_in_rounds = shared_in_rounds
         self._by_protection = kind == "uffd-wp"
         self._protected: dict[int, WriteProtectTracker] = {}
         self._files: dict[int, int] = {}  # object of a file -> its number
@@ -152,6 +168,9 @@ class Tracker:
             if pid not in task.processes:
                 del self._protected[pid]
         for pid, mm in task.processes.items():
+            if pid in self._protected and _left_over(mm):
+                self._protected.pop(pid).close()
+                _clear_protections(mm)
             if pid not in self._protected:
                 self._protected[pid] = WriteProtectTracker(mm)
             self._protected[pid].reset()
@@ -172,11 +191,12 @@ class Tracker:
         self._files = file_numbers(task)
         self._page_size = task.machine.page_size
         self._spaces.clear()
-        result.files = self._file_tracker.scan(task)
+        result.files = self._file_tracker.scan(task, in_memory=self._shared_in_rounds or final)
         for scan in result.files:
             result.written += scan.send.size
             result.to_send += scan.send.size
-            result.skipped += scan.live.size - scan.send.size
+            result.left += scan.left
+            result.skipped += scan.live.size - scan.send.size - scan.left
         for pid in sorted(task.processes):
             mm = task.processes[pid]
             space = self._spaces[pid] = describe(pid, task.parents[pid], mm)
@@ -184,13 +204,26 @@ class Tracker:
         for pid in list(self._sent):
             if pid not in task.processes:
                 del self._sent[pid]
+        self._scan_unmapped(task, result, now=final or self._shared_in_rounds)
         return result
 
+    def _scan_unmapped(self, task: Task, result: RoundScan, *, now: bool) -> None:
+        """Shared memory that no process maps now: like the rest of it, nothing tracks it."""
+        found = [(number, pages) for number, pages in unmapped_pages(task) if pages.size]
+        count = sum(pages.size for _, pages in found)
+        if not now:
+            result.left += count
+            return
+        result.unmapped = found
+        result.to_send += count
+        result.written += count
+
     def count_dirty(self, task: Task) -> int:
-        """Live pages that a scan would send now; changes nothing (QEMU's exact sync)."""
+        """Live pages that a pre-dump would send now; changes nothing (QEMU's exact sync)."""
         claimed: dict[int, Bools] = {}
         self._files = file_numbers(task)
-        total = sum(scan.send.size for scan in self._file_tracker.scan(task))
+        files = self._file_tracker.scan(task, in_memory=self._shared_in_rounds)
+        total = sum(scan.send.size for scan in files)
         for pid, mm in task.processes.items():
             for vma in mm.vmas():
                 scan = self._scan_vma(task, pid, vma, claimed, final=False)
@@ -202,13 +235,19 @@ class Tracker:
 
         For whoever looks on while a round goes on: changes nothing and decides nothing.
         """
-        there = PM_PRESENT | PM_SWAP
+        buffer = np.empty(_AT_ONCE, np.uint64)
         found = []
         for pid in sorted(task.processes):
             mm = task.processes[pid]
             for vma in mm.vmas():
-                entries = mm.pagemap(vma.start, (vma.end - vma.start) // mm.machine.page_size)
-                dirty = self._dirty(pid, vma, entries) & ((entries & there) != 0)
+                dirty = np.empty((vma.end - vma.start) // mm.machine.page_size, np.bool_)
+                for at in range(0, dirty.size, _AT_ONCE):
+                    part = dirty[at : at + _AT_ONCE]
+                    start = vma.start + at * mm.machine.page_size
+                    entries = mm.pagemap(start, part.size, buffer[: part.size])
+                    np.logical_and(
+                        self._dirty(pid, start, entries), (entries & _THERE) != 0, out=part
+                    )
                 found.append(DirtyVma(pid, vma, dirty))
         return found
 
@@ -273,6 +312,7 @@ class Tracker:
             result.spurious += int(np.count_nonzero(send & ~written))
             result.to_send += send_by_vma[-1].size
             result.skipped += int(np.count_nonzero(scan.judged & ~send))
+            result.left += scan.left
         result.vmas += len(scans)
         self._sent[pid] = SentPages(live, sent_versions, sent_rounds)
         result.processes.append(
@@ -289,33 +329,64 @@ class Tracker:
         rows, versions = mm.contents(vma.start, pages)
         shared = bool(vma.flags & MAP_SHARED)
         index = np.flatnonzero(dumped(task, vma, entries, rows, self._files))
-        soft_dirty = self._dirty(pid, vma, entries)[index]
+        soft_dirty = self._dirty(pid, vma.start, entries)[index]
         judged = np.ones(index.size, dtype=np.bool_)
-        untracked = bool(vma.flags & MAP_HUGETLB)
-        if untracked:
+        huge = bool(vma.flags & MAP_HUGETLB)
+        # Of a file's mapping there is nothing here: its pages travel with the file.
+        unasked = shared and not huge and not self._shared_in_rounds
+        unasked &= vma.shared_id not in self._files
+        if huge:
             soft_dirty = np.full(index.size, final)
-        if untracked and not final:
-            judged = soft_dirty
-        elif shared:
+        elif unasked:
+            soft_dirty = np.zeros(index.size, dtype=np.bool_)
+        if shared:
             judged = _claim(claimed, vma, pages, index)
+        left = 0
+        if (huge or unasked) and not final:
+            left = int(np.count_nonzero(judged))
+            judged = np.zeros(index.size, dtype=np.bool_)
         return _VmaScan(
             live=np.uint64(vma.start) + index.astype(np.uint64) * np.uint64(page_size),
             versions=versions[index],
             soft_dirty=soft_dirty,
             judged=judged,
+            left=left,
             shared=shared,
-            scanned=pages,
-            present=0 if untracked else int(np.count_nonzero(entries & PM_PRESENT)),
+            scanned=0 if unasked else pages,
+            present=0 if huge else int(np.count_nonzero(entries & PM_PRESENT)),
         )
 
-    def _dirty(self, pid: int, vma: Vma, entries: U64) -> Bools:
-        """Per page of the mapping: whether the kernel says that it was written."""
+    def _dirty(self, pid: int, start: int, entries: U64) -> Bools:
+        """Per page from `start` on: whether the kernel says that it was written."""
         if not self._by_protection:
             return np.asarray((entries & PM_SOFT_DIRTY) != 0)
         protected = self._protected.get(pid)
         if protected is None:
             return np.ones(entries.size, dtype=np.bool_)
-        return protected.written(vma.start, entries.size)
+        return protected.written(start, entries.size)
+
+
+def _left_over(mm: Mm) -> bool:
+    """Whether a mapping that is not registered has pages that are still protected.
+
+    Moving a mapping drops its registration and that of a mapping that it merges with, and leaves
+    the protections (mremap_userfaultfd_prep(), fs/userfaultfd.c). Such a page is written without
+    being told; registered again it would pass for protected, and its next writes be lost.
+    """
+    page_size = mm.machine.page_size
+    return any(
+        bool((mm.pagemap(area.start, (area.end - area.start) // page_size) & PM_UFFD_WP).any())
+        for area in mm.areas
+        if not area.flags & VM_UFFD_WP
+    )
+
+
+def _clear_protections(mm: Mm) -> None:
+    """Of a process that is not tracked, by a userfaultfd that is closed again."""
+    registered = mm.userfaultfd()
+    for start, end in [(area.start, area.end) for area in mm.areas]:
+        registered.register(start, end - start)
+    registered.close()
 
 
 def _joined(parts: list[U64]) -> U64:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -112,9 +112,10 @@ def _punch(file: Path, runs: PagemapRuns, covered: _Covered, page_size: int) -> 
         pages = 0
         offset = 0  # in the pages file
         here = (runs.flags & int(PageFlags.PRESENT)) != 0
+        punch = _puncher(descriptor, file)
         for first, count in zip(runs.starts[here].tolist(), runs.pages[here].tolist(), strict=True):
             for start, end in covered.within(first, first + count * page_size):
-                _fallocate(descriptor, file, offset + start - first, end - start)
+                punch(offset + start - first, end - start)
                 pages += (end - start) // page_size
             offset += count * page_size
         return Deduplicated(file, pages, before, os.fstat(descriptor).st_blocks * 512)
@@ -122,10 +123,14 @@ def _punch(file: Path, runs: PagemapRuns, covered: _Covered, page_size: int) -> 
         os.close(descriptor)
 
 
-def _fallocate(descriptor: int, file: Path, offset: int, length: int) -> None:
-    """Punches a hole; Python's own call has no flags."""
+def _puncher(descriptor: int, file: Path) -> Callable[[int, int], None]:
+    """What punches a hole at an offset, of a length; Python's own call has no flags."""
     call = ctypes.CDLL(None, use_errno=True).fallocate
     call.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
-    if call(descriptor, _PUNCH_HOLE | _KEEP_SIZE, offset, length):
-        number = ctypes.get_errno()
-        raise ImageError(file, os.strerror(number), _NO_ROOM_SAVED)
+
+    def punch(offset: int, length: int) -> None:
+        if call(descriptor, _PUNCH_HOLE | _KEEP_SIZE, offset, length):
+            number = ctypes.get_errno()
+            raise ImageError(file, os.strerror(number), _NO_ROOM_SAVED)
+
+    return punch

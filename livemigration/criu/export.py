@@ -2,8 +2,9 @@
 
 The pages are read from the task's own memory, window by window. A directory with a parent lists
 all pages that are alive: those that went in its round with their bytes, the others as being in
-the parent; shared memory and files likewise, under their segments. It is written beside its place
-and renamed, so that there is a whole directory or none.
+the parent. Shared memory and files are in the dump alone, as with CRIU (criu/memfd.c), or likewise
+in every directory, under their segments. It is written beside its place and renamed, so that there
+is a whole directory or none.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ from livemigration.criu.magic import (
     PageFlags,
 )
 from livemigration.criu.naming import Naming, inside_ranges, vma_pages
-from livemigration.criu.page_writer import Bytes, Flavour, PageCounts, PageList, write_pages
+from livemigration.criu.page_images import PageCounts, PageList, write_pages
 from livemigration.criu.pagemap import listed_ranges
+from livemigration.criu.pagemap_entries import Bytes, Flavour
 from livemigration.criu.pb.inventory_pb2 import InventoryEntry
 from livemigration.criu.pb.stats_pb2 import DumpStats, StatsEntry
 from livemigration.criu.record_writer import write_image
@@ -53,12 +55,13 @@ _U32: Final = 2**32 - 1
 class RoundPages:
     """What went in one round: the rest of what is alive is in the parent directory.
 
-    processes: model pid -> addresses u64[n]; objects: the machine's object -> page numbers i64[n];
-    lazy: model pid -> addresses u64[n] that stayed at the source of a post-copy.
+    processes: model pid -> addresses u64[n]; objects: the machine's object -> page numbers i64[n],
+    or None: a pre-dump has none of them, and a dump has all, whole; lazy: model pid -> addresses
+    u64[n] that stayed at the source of a post-copy.
     """
 
     processes: Mapping[int, U64] = field(default_factory=dict)
-    objects: Mapping[int, I64] = field(default_factory=dict)
+    objects: Mapping[int, I64] | None = field(default_factory=dict)
     lazy: Mapping[int, U64] = field(default_factory=dict)
 
 
@@ -160,6 +163,7 @@ class _Exporter:
         }
         self.naming = self._naming(carried, name)
         self.written = 0  # pages files so far
+        self.shared_scanned = 0  # pages of segments, there or not
 
     def _naming(self, carried: CarriedImages | None, name: str) -> Naming:
         if carried is None:
@@ -171,7 +175,11 @@ class _Exporter:
             (self.folder / "parent").symlink_to(parent)
         # Segments first, as CRIU does.
         shared = PageCounts()
-        for object_id, shmid in sorted(self.naming.shmids.items(), key=lambda item: item[1]):
+        segments = sorted(self.naming.shmids.items(), key=lambda item: item[1])
+        if pre_dump and self.pages is not None and self.pages.objects is None:
+            segments = []
+        for object_id, shmid in segments:
+            self.shared_scanned += self.machine.object_frames(object_id).size
             shared += self._write(f"pagemap-shmem-{shmid}.img", self._object_pages(object_id))
         private = PageCounts()
         for pid, space in self.spaces.items():
@@ -239,7 +247,7 @@ class _Exporter:
         """The pages of a shared segment, by their offsets."""
         rows = self.machine.object_frames(object_id)
         index = np.flatnonzero(rows > 0)
-        if self.pages is None:
+        if self.pages is None or self.pages.objects is None:
             here = np.ones(index.size, np.bool_)
         else:
             here = np.isin(index, self.pages.objects.get(object_id, index[:0]))
@@ -255,24 +263,24 @@ class _Exporter:
 
     def _stats(self, exported: Exported, times: DumpTimes) -> StatsEntry:
         scanned = times.scanned
-        mapped = {True: 0, False: 0}
-        for space in self.spaces.values():
-            for vma in space.vmas:
-                mapped[bool(vma.flags & MAP_SHARED)] += (vma.end - vma.start) // self.page_size
+        if scanned is None:
+            mapped = (v for space in self.spaces.values() for v in space.vmas)
+            private = (vma for vma in mapped if not vma.flags & MAP_SHARED)
+            scanned = sum((vma.end - vma.start) // self.page_size for vma in private)
         return StatsEntry(
             dump=DumpStats(
                 freezing_time=min(times.freezing_ns // _US, _U32),
                 frozen_time=min(times.frozen_ns // _US, _U32),
                 memdump_time=min(times.memdump_ns // _US, _U32),
                 memwrite_time=min(times.memwrite_ns // _US, _U32),
-                pages_scanned=mapped[False] if scanned is None else scanned,
+                pages_scanned=scanned,
                 pages_skipped_parent=exported.private.parent,
                 pages_written=exported.private.present,
                 irmap_resolve=0,
                 pages_lazy=exported.private.lazy,
                 page_pipes=0,
                 page_pipe_bufs=0,
-                shpages_scanned=mapped[True],
+                shpages_scanned=self.shared_scanned,
                 shpages_skipped_parent=exported.shared.parent,
                 shpages_written=exported.shared.present,
             )

@@ -7,8 +7,8 @@ from livemigration.criu.directory import ImageDirectory, ImageProcess, SharedSeg
 from livemigration.criu.errors import ImageError
 from livemigration.criu.export import DumpTimes, Exported, RoundPages, export_task
 from livemigration.criu.load import load_into, load_task
-from livemigration.criu.page_writer import Flavour
 from livemigration.criu.pagemap import PageSet
+from livemigration.criu.pagemap_entries import Flavour
 from livemigration.criu.tables import ImageVma
 
 __all__ = [

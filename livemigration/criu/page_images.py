@@ -1,72 +1,61 @@
-"""Writes pagemap and pages files piece by piece, as pages arrive, holding no more than one entry.
+"""Writes a pagemap file and the pages file that it names, as pages arrive or all at once.
 
-What a page server makes of a dump (criu/page-xfer.c, criu/image.c): per process or shared segment
-a ``pagemap-....img`` with the runs of pages and a ``pages-N.img`` with the bytes of those that are
-not left to the parent. Runs that follow one another with the same flags become one.
+What CRIU makes of a dump (criu/page-xfer.c, criu/image.c): per process or shared segment a
+``pagemap-....img`` with the runs of pages and a ``pages-N.img`` with the bytes of those that are
+not left to the parent. Runs that follow one another with the same flags become one. Bytes pass
+through, and runs are written some thousand at a time: what is in memory beside the guest is
+bounded.
 """
 
 from __future__ import annotations
 
 import os
 from array import array
-from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Protocol, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from livemigration.criu.errors import ImageError
 from livemigration.criu.magic import PAGEMAP_MAGIC, PageFlags
-from livemigration.criu.page_writer import Flavour
-from livemigration.criu.pb.pagemap_pb2 import PagemapEntry, PagemapHead
+from livemigration.criu.pagemap_entries import Bytes, Flavour, entries, joined, runs_of
+from livemigration.criu.pb.pagemap_pb2 import PagemapHead
 from livemigration.criu.record_writer import header, record
-from livemigration.criu.records import Records
 
-_MOST_COMPAT: Final = (1 << 32) - 1
-_MOST_END: Final = (1 << 64) - 1
-_DUMP_AGAIN: Final = "dump again"
+U64 = NDArray[np.uint64]
+
+_RUNS_KEPT: Final = 1 << 12
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class PageRanges:
-    """The pages that a pagemap lists, as ascending ranges; `starts` and `ends` in bytes.
+class PageList:
+    """The pages that an image lists, and the bytes of those that are present.
 
-    Compact arrays: whoever sent the pagemap may have cut it into very many entries.
+    addresses: u64[n] ascending (offsets, of a shared segment); flags: u8[n], `PageFlags` of each;
+    content: u8 arrays of whole pages, any number in each, of the present ones in their order.
     """
 
-    starts: array[int]
-    ends: array[int]
+    addresses: U64
+    flags: NDArray[np.uint8]
+    content: Iterable[Bytes]
 
-    @classmethod
-    def of(cls, pagemap: Path, page_size: int) -> PageRanges:
-        """The pages of a pagemap file whose bytes are there or further up. Raises ImageError."""
-        records = Records(
-            pagemap, PAGEMAP_MAGIC, "give the directory that the parent link leads to"
+
+@dataclass(frozen=True, slots=True)
+class PageCounts:
+    """How many pages an image lists."""
+
+    present: int = 0
+    parent: int = 0
+    lazy: int = 0  # that stayed where they were, to come later
+
+    def __add__(self, other: PageCounts) -> PageCounts:
+        return PageCounts(
+            self.present + other.present, self.parent + other.parent, self.lazy + other.lazy
         )
-        records.first(PagemapHead)
-        starts, ends = array("Q"), array("Q")
-        last = 0
-        for entry in records.rest(PagemapEntry):
-            start = records.required(entry, "vaddr")
-            count = entry.nr_pages if entry.HasField("nr_pages") else entry.compat_nr_pages
-            end = start + count * page_size
-            if start < last or end > _MOST_END:
-                raise ImageError(pagemap, f"pages at {start:#x} are out of order", _DUMP_AGAIN)
-            last = end
-            if entry.flags == PageFlags.LAZY:
-                continue  # stayed with the process
-            if ends and start == ends[-1]:
-                ends[-1] = end
-            else:
-                starts.append(start)
-                ends.append(end)
-        return cls(starts, ends)
-
-    def covers(self, start: int, end: int) -> bool:
-        """Whether all pages from `start` to `end` are listed."""
-        at = bisect_right(self.starts, start) - 1
-        return at >= 0 and end <= self.ends[at]
 
 
 class _Source(Protocol):
@@ -95,11 +84,14 @@ class PageImage:
         self.page_size = page_size
         self.pages = 0
         self.holes = 0
+        self.lazy_pages = 0
         self.entries = 0
+        """Runs before the last, which may grow yet."""
         self.end = 0
-        """Where the last entry ends: the next one must not begin before."""
+        """Where the last run ends: the next one must not begin before."""
         self._flavour = flavour
-        self._entry: tuple[int, int, int] | None = None  # start, pages, flags
+        # Runs that are not written yet: starts, numbers of pages, flags.
+        self._runs: tuple[array[int], array[int], array[int]] = (array("Q"), array("Q"), array("Q"))
         try:
             self._pagemap = self.file.open("xb")
             self._descriptor = os.open(
@@ -125,7 +117,7 @@ class PageImage:
             raise self._error(error) from None
 
     def write(self, data: memoryview) -> None:
-        """Bytes of pages that `present` will list. Raises ImageError."""
+        """Bytes of pages that will be listed. Raises ImageError."""
         try:
             while data:
                 data = data[os.write(self._descriptor, data) :]
@@ -134,43 +126,74 @@ class PageImage:
 
     def present(self, start: int, pages: int, flags: int = PageFlags.PRESENT) -> None:
         """Lists pages whose bytes were written."""
-        self.pages += pages
         self._add(start, pages, flags)
+        self.pages += pages
 
     def in_parent(self, start: int, pages: int) -> None:
         """Lists pages whose bytes the parent has."""
-        self.holes += pages
         self._add(start, pages, PageFlags.PARENT)
+        self.holes += pages
 
     def lazy(self, start: int, pages: int) -> None:
         """Lists pages that stayed with the process."""
         self._add(start, pages, PageFlags.LAZY)
+        self.lazy_pages += pages
 
     def _add(self, start: int, pages: int, flags: int) -> None:
         if start < self.end or pages <= 0:
             raise ValueError(f"{pages} pages at {start:#x} do not follow {self.end:#x}")
-        last = self._entry
-        if last is not None and start == self.end and flags == last[2]:
-            self._entry = last[0], last[1] + pages, flags
+        starts, counts, kinds = self._runs
+        if starts and start == self.end and flags == kinds[-1]:
+            counts[-1] += pages
         else:
-            self._put_entry()
-            self._entry = start, pages, flags
+            self.entries += bool(starts)
+            starts.append(start)
+            counts.append(pages)
+            kinds.append(flags)
         self.end = start + pages * self.page_size
+        if len(starts) > _RUNS_KEPT:
+            self._put_runs(len(starts) - 1)
 
-    def _put_entry(self) -> None:
-        if self._entry is None:
+    def add(self, starts: U64, pages: U64, flags: U64) -> None:
+        """Lists many runs at once, ascending, u64[r] each; the bytes of present ones were written.
+
+        Raises ValueError if they do not follow one another, or what is listed already; ImageError.
+        """
+        if starts.size == 0:
             return
-        start, pages, flags = self._entry
-        self.entries += 1
-        entry = PagemapEntry(vaddr=start, flags=int(flags))
-        if self._flavour is not Flavour.NEW and pages <= _MOST_COMPAT:
-            entry.compat_nr_pages = pages
-        else:
-            entry.compat_nr_pages = 0
-        if self._flavour is not Flavour.OLD:
-            entry.nr_pages = pages
-        self._entry = None
-        self._put(record(entry))
+        ends = starts + pages * np.uint64(self.page_size)
+        if int(starts[0]) < self.end or (starts[1:] < ends[:-1]).any() or not pages.all():
+            raise ValueError(f"{starts.size} runs from {int(starts[0]):#x} on are out of order")
+        self._put_runs(len(self._runs[0]) - 1)  # the last one may go on
+        before = [np.array(column, np.uint64) for column in self._runs]
+        columns = joined(
+            np.concatenate((before[0], starts)),
+            np.concatenate((before[1], pages)),
+            np.concatenate((before[2], flags)),
+            self.page_size,
+        )
+        self._runs = _columns(columns)
+        self._put_runs(len(self._runs[0]) - 1)
+        self.entries += columns[0].size - 1
+        self.end = int(ends[-1])
+        here = (flags & np.uint64(PageFlags.PRESENT)) != 0
+        there = ~here & ((flags & np.uint64(PageFlags.PARENT)) != 0)
+        self.pages += int(pages[here].sum())
+        self.holes += int(pages[there].sum())
+        self.lazy_pages += int(pages[~here & ~there].sum())
+
+    def _put_runs(self, count: int) -> None:
+        """Writes the first of the runs that are kept."""
+        if count <= 0:
+            return
+        try:
+            columns = [np.array(column[:count], np.uint64) for column in self._runs]
+            for piece in entries(columns[0], columns[1], columns[2], self._flavour):
+                self._put(piece)
+        except ValueError as error:
+            raise ImageError(self.file, str(error), "write the new flavour, or both") from None
+        for column in self._runs:
+            del column[:count]
 
     def _put(self, data: bytes) -> None:
         try:
@@ -183,15 +206,39 @@ class PageImage:
         if self._pagemap.closed:
             return
         try:
-            self._put_entry()
+            self._put_runs(len(self._runs[0]))
             os.ftruncate(self._descriptor, self.pages * self.page_size)
             self._pagemap.close()
         except OSError as error:
             raise self._error(error) from None
         finally:
+            self._pagemap.close()
             os.close(self._descriptor)
 
     def _error(self, error: OSError) -> ImageError:
         return ImageError(
             self.file, error.strerror or str(error), "make room, or give another directory"
         )
+
+
+def _columns(runs: tuple[U64, U64, U64]) -> tuple[array[int], array[int], array[int]]:
+    starts, pages, flags = (array("Q", column.tobytes()) for column in runs)
+    return starts, pages, flags
+
+
+def write_pages(
+    folder: Path, name: str, pages_id: int, pages: PageList, page_size: int, flavour: Flavour
+) -> PageCounts:
+    """Writes ``name`` (pagemap-ID.img) and ``pages-N.img`` into `folder`.
+
+    Raises ImageError, and ValueError if the content is not that of the present pages.
+    """
+    with PageImage(folder, name, pages_id, page_size, flavour=flavour) as image:
+        written = 0
+        for part in pages.content:
+            image.write(part.data)
+            written += part.size
+        image.add(*runs_of(pages.addresses, pages.flags, page_size))
+        if written != image.pages * page_size:
+            raise ValueError(f"{written} bytes for {image.pages} pages of {page_size} bytes")
+        return PageCounts(image.pages, image.holes, image.lazy_pages)

@@ -480,10 +480,10 @@ class TransferFrame(_message.Message):
     sequence: _builtins.int
     round: _builtins.int
     checksum: _builtins.int
-    """XXH3-64 of fields 6, 7, 9, 10, 12, 13, 14 (little-endian) and 15"""
+    """XXH3-64 of fields 6, 7, 9, 10, 12, 13, 14 (little-endian) and 15; or of the bytes of field 4 or 8."""
     pid: _builtins.int
     object: _builtins.int
-    """not 0: pages of this file, at offsets, not of a process"""
+    """not 0: pages of this file or shared memory, at offsets, not of a process"""
     encodings: _builtins.bytes
     """a PageEncoding for each page of the runs; empty: all raw"""
     content_checksum: _builtins.int
@@ -787,6 +787,8 @@ class PostCopyRecord(_message.Message):
     DIFFERENT_FIELD_NUMBER: _builtins.int
     HALTED_FIELD_NUMBER: _builtins.int
     WORKING_SET_FIELD_NUMBER: _builtins.int
+    SOURCE_LOST_FIELD_NUMBER: _builtins.int
+    NOT_KEPT_FIELD_NUMBER: _builtins.int
     pages_lazy: _builtins.int
     """missing when the task went on"""
     faults: _builtins.int
@@ -815,6 +817,10 @@ class PostCopyRecord(_message.Message):
     """why the task stands still; "": it does not"""
     working_set: _builtins.int
     """lazy pages that the task needed, whether it had to wait or not"""
+    source_lost: _builtins.str
+    """why no pages come for now; the task runs until it needs one"""
+    not_kept: _builtins.str
+    """why the whole task is not in the state directory"""
     @_builtins.property
     def missing(self) -> _containers.RepeatedCompositeFieldContainer[Global___Mismatch]: ...
     @_builtins.property
@@ -840,10 +846,12 @@ class PostCopyRecord(_message.Message):
         different: _abc.Iterable[Global___Mismatch] | None = ...,
         halted: _builtins.str = ...,
         working_set: _builtins.int = ...,
+        source_lost: _builtins.str = ...,
+        not_kept: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_wire", b"bytes_wire", "different", b"different", "faults", b"faults", "faults_remote", b"faults_remote", "halted", b"halted", "longest_stall_ns", b"longest_stall_ns", "missing", b"missing", "pages_different", b"pages_different", "pages_dropped", b"pages_dropped", "pages_lazy", b"pages_lazy", "pages_missing", b"pages_missing", "pages_prefetched", b"pages_prefetched", "pages_zero", b"pages_zero", "payload_bytes", b"payload_bytes", "residual_ns", b"residual_ns", "stalled_ns", b"stalled_ns", "working_set", b"working_set", "workload_ns", b"workload_ns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_wire", b"bytes_wire", "different", b"different", "faults", b"faults", "faults_remote", b"faults_remote", "halted", b"halted", "longest_stall_ns", b"longest_stall_ns", "missing", b"missing", "not_kept", b"not_kept", "pages_different", b"pages_different", "pages_dropped", b"pages_dropped", "pages_lazy", b"pages_lazy", "pages_missing", b"pages_missing", "pages_prefetched", b"pages_prefetched", "pages_zero", b"pages_zero", "payload_bytes", b"payload_bytes", "residual_ns", b"residual_ns", "source_lost", b"source_lost", "stalled_ns", b"stalled_ns", "working_set", b"working_set", "workload_ns", b"workload_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,7 +26,7 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from livemigration.v1 import common_pb2 as livemigration_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'livemigration/v1/destination_node.proto\x12\x10livemigration.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1dlivemigration/v1/common.proto\"\x9b\x01\n\x0ePrepareRequest\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\x12%\n\x04task\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x10\n\x08\x62\x61se_dir\x18\x03 \x01(\t\x12\r\n\x05\x63lock\x18\x04 \x01(\t\x12\x13\n\x0b\x65xtra_pages\x18\x05 \x01(\x04\x12\x16\n\x0eresident_pages\x18\x06 \x01(\x04\"\x84\x02\n\x0fMigrationStatus\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\x12\x33\n\townership\x18\x02 \x01(\x0e\x32 .livemigration.v1.OwnershipState\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x13\n\x0bincarnation\x18\x04 \x01(\t\x12\x11\n\tresume_ns\x18\x05 \x01(\x04\x12\x11\n\trecovered\x18\x06 \x01(\x08\x12\x12\n\nrestore_ns\x18\x07 \x01(\x04\x12\x33\n\tpost_copy\x18\x08 \x01(\x0b\x32 .livemigration.v1.PostCopyRecord\x12\x10\n\x08store_id\x18\t \x01(\t\"\xbe\x01\n\x0bPageRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\x11\n\trun_start\x18\x03 \x03(\x06\x12\x11\n\trun_pages\x18\x04 \x03(\x06\x12\x0e\n\x06urgent\x18\x05 \x01(\x08\x12.\n\x04over\x18\x06 \x01(\x0b\x32 .livemigration.v1.PostCopyRecord\x12\x30\n\tread_back\x18\x07 \x01(\x0b\x32\x1d.livemigration.v1.MemoryChunk\"\x8c\x01\n\x0bVerifyChunk\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\x11\n\trun_start\x18\x03 \x03(\x06\x12\x11\n\trun_pages\x18\x04 \x03(\x06\x12\x0f\n\x07\x64igests\x18\x05 \x01(\x0c\x12\x15\n\rmemory_digest\x18\x06 \x01(\t\x12\x0c\n\x04lazy\x18\x07 \x01(\x08\"\x94\x01\n\x0bVerifyReply\x12\r\n\x05\x65qual\x18\x01 \x01(\x08\x12.\n\nmismatches\x18\x02 \x03(\x0b\x32\x1a.livemigration.v1.Mismatch\x12\x16\n\x0epages_compared\x18\x03 \x01(\x04\x12\x17\n\x0fpages_different\x18\x04 \x01(\x04\x12\x15\n\rmemory_digest\x18\x05 \x01(\t\"\'\n\x0fReadBackRequest\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\"O\n\x0bMemoryChunk\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\x11\n\trun_start\x18\x02 \x03(\x06\x12\x11\n\trun_pages\x18\x03 \x03(\x06\x12\r\n\x05pages\x18\x0f \x01(\x0c\"Q\n\rCommitRequest\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\x12\x15\n\rmemory_digest\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\t\"4\n\x0c\x41\x62ortRequest\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"+\n\x13GetMigrationRequest\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\"B\n\x0f\x43ontinueRequest\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\x12\x19\n\x11until_workload_ns\x18\x02 \x01(\x04\"O\n\rContinueReply\x12\x12\n\noperations\x18\x01 \x01(\x04\x12\x15\n\rmemory_digest\x18\x02 \x01(\t\x12\x13\n\x0bworkload_ns\x18\x03 \x01(\x04\"&\n\x0e\x45ndTaskRequest\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\"+\n\x16ListCheckpointsRequest\x12\x11\n\tnew_chain\x18\x01 \x01(\x08\"Z\n\x14ListCheckpointsReply\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x31\n\x0b\x63heckpoints\x18\x02 \x03(\x0b\x32\x1c.livemigration.v1.Checkpoint\"\xdd\x01\n\nCheckpoint\x12\r\n\x05\x63hain\x18\x01 \x01(\r\x12\x0e\n\x06number\x18\x02 \x01(\r\x12\x0e\n\x06\x66older\x18\x03 \x01(\t\x12\x10\n\x08\x63omplete\x18\x04 \x01(\x08\x12\r\n\x05\x65rror\x18\x05 \x01(\t\x12\x0f\n\x07\x64ialect\x18\x06 \x01(\t\x12\x16\n\x0e\x62ytes_received\x18\x07 \x01(\x04\x12\x13\n\x0b\x64uration_ns\x18\x08 \x01(\x04\x12\x0e\n\x06\x64igest\x18\t \x01(\t\x12\x31\n\x06images\x18\n \x03(\x0b\x32!.livemigration.v1.CheckpointImage\"K\n\x0f\x43heckpointImage\x12\x0e\n\x06shared\x18\x01 \x01(\x08\x12\n\n\x02id\x18\x02 \x01(\x04\x12\r\n\x05pages\x18\x03 \x01(\x04\x12\r\n\x05holes\x18\x04 \x01(\x04\x32\xe8\x07\n\x0f\x44\x65stinationNode\x12P\n\x08\x44\x65scribe\x12!.livemigration.v1.DescribeRequest\x1a!.livemigration.v1.HostDescription\x12N\n\x07Prepare\x12 .livemigration.v1.PrepareRequest\x1a!.livemigration.v1.MigrationStatus\x12N\n\x08Transfer\x12\x1f.livemigration.v1.TransferFrame\x1a\x1d.livemigration.v1.TransferAck(\x01\x30\x01\x12P\n\nFetchPages\x12\x1f.livemigration.v1.TransferFrame\x1a\x1d.livemigration.v1.PageRequest(\x01\x30\x01\x12H\n\x06Verify\x12\x1d.livemigration.v1.VerifyChunk\x1a\x1d.livemigration.v1.VerifyReply(\x01\x12N\n\x08ReadBack\x12!.livemigration.v1.ReadBackRequest\x1a\x1d.livemigration.v1.MemoryChunk0\x01\x12L\n\x06\x43ommit\x12\x1f.livemigration.v1.CommitRequest\x1a!.livemigration.v1.MigrationStatus\x12J\n\x05\x41\x62ort\x12\x1e.livemigration.v1.AbortRequest\x1a!.livemigration.v1.MigrationStatus\x12X\n\x0cGetMigration\x12%.livemigration.v1.GetMigrationRequest\x1a!.livemigration.v1.MigrationStatus\x12N\n\x08\x43ontinue\x12!.livemigration.v1.ContinueRequest\x1a\x1f.livemigration.v1.ContinueReply\x12N\n\x07\x45ndTask\x12 .livemigration.v1.EndTaskRequest\x1a!.livemigration.v1.MigrationStatus\x12\x63\n\x0fListCheckpoints\x12(.livemigration.v1.ListCheckpointsRequest\x1a&.livemigration.v1.ListCheckpointsReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'livemigration/v1/destination_node.proto\x12\x10livemigration.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1dlivemigration/v1/common.proto\"\x9b\x01\n\x0ePrepareRequest\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\x12%\n\x04task\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x10\n\x08\x62\x61se_dir\x18\x03 \x01(\t\x12\r\n\x05\x63lock\x18\x04 \x01(\t\x12\x13\n\x0b\x65xtra_pages\x18\x05 \x01(\x04\x12\x16\n\x0eresident_pages\x18\x06 \x01(\x04\"\x99\x02\n\x0fMigrationStatus\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\x12\x33\n\townership\x18\x02 \x01(\x0e\x32 .livemigration.v1.OwnershipState\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x13\n\x0bincarnation\x18\x04 \x01(\t\x12\x11\n\tresume_ns\x18\x05 \x01(\x04\x12\x11\n\trecovered\x18\x06 \x01(\x08\x12\x12\n\nrestore_ns\x18\x07 \x01(\x04\x12\x33\n\tpost_copy\x18\x08 \x01(\x0b\x32 .livemigration.v1.PostCopyRecord\x12\x10\n\x08store_id\x18\t \x01(\t\x12\x13\n\x0btaking_over\x18\n \x01(\x08\"\xbe\x01\n\x0bPageRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\x11\n\trun_start\x18\x03 \x03(\x06\x12\x11\n\trun_pages\x18\x04 \x03(\x06\x12\x0e\n\x06urgent\x18\x05 \x01(\x08\x12.\n\x04over\x18\x06 \x01(\x0b\x32 .livemigration.v1.PostCopyRecord\x12\x30\n\tread_back\x18\x07 \x01(\x0b\x32\x1d.livemigration.v1.MemoryChunk\"\x8c\x01\n\x0bVerifyChunk\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\x11\n\trun_start\x18\x03 \x03(\x06\x12\x11\n\trun_pages\x18\x04 \x03(\x06\x12\x0f\n\x07\x64igests\x18\x05 \x01(\x0c\x12\x15\n\rmemory_digest\x18\x06 \x01(\t\x12\x0c\n\x04lazy\x18\x07 \x01(\x08\"\x94\x01\n\x0bVerifyReply\x12\r\n\x05\x65qual\x18\x01 \x01(\x08\x12.\n\nmismatches\x18\x02 \x03(\x0b\x32\x1a.livemigration.v1.Mismatch\x12\x16\n\x0epages_compared\x18\x03 \x01(\x04\x12\x17\n\x0fpages_different\x18\x04 \x01(\x04\x12\x15\n\rmemory_digest\x18\x05 \x01(\t\"\'\n\x0fReadBackRequest\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\"O\n\x0bMemoryChunk\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\x11\n\trun_start\x18\x02 \x03(\x06\x12\x11\n\trun_pages\x18\x03 \x03(\x06\x12\r\n\x05pages\x18\x0f \x01(\x0c\"Q\n\rCommitRequest\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\x12\x15\n\rmemory_digest\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\t\"4\n\x0c\x41\x62ortRequest\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"+\n\x13GetMigrationRequest\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\"B\n\x0f\x43ontinueRequest\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\x12\x19\n\x11until_workload_ns\x18\x02 \x01(\x04\"O\n\rContinueReply\x12\x12\n\noperations\x18\x01 \x01(\x04\x12\x15\n\rmemory_digest\x18\x02 \x01(\t\x12\x13\n\x0bworkload_ns\x18\x03 \x01(\x04\"&\n\x0e\x45ndTaskRequest\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\"+\n\x16ListCheckpointsRequest\x12\x11\n\tnew_chain\x18\x01 \x01(\x08\"Z\n\x14ListCheckpointsReply\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x31\n\x0b\x63heckpoints\x18\x02 \x03(\x0b\x32\x1c.livemigration.v1.Checkpoint\"\xdd\x01\n\nCheckpoint\x12\r\n\x05\x63hain\x18\x01 \x01(\r\x12\x0e\n\x06number\x18\x02 \x01(\r\x12\x0e\n\x06\x66older\x18\x03 \x01(\t\x12\x10\n\x08\x63omplete\x18\x04 \x01(\x08\x12\r\n\x05\x65rror\x18\x05 \x01(\t\x12\x0f\n\x07\x64ialect\x18\x06 \x01(\t\x12\x16\n\x0e\x62ytes_received\x18\x07 \x01(\x04\x12\x13\n\x0b\x64uration_ns\x18\x08 \x01(\x04\x12\x0e\n\x06\x64igest\x18\t \x01(\t\x12\x31\n\x06images\x18\n \x03(\x0b\x32!.livemigration.v1.CheckpointImage\"K\n\x0f\x43heckpointImage\x12\x0e\n\x06shared\x18\x01 \x01(\x08\x12\n\n\x02id\x18\x02 \x01(\x04\x12\r\n\x05pages\x18\x03 \x01(\x04\x12\r\n\x05holes\x18\x04 \x01(\x04\x32\xe8\x07\n\x0f\x44\x65stinationNode\x12P\n\x08\x44\x65scribe\x12!.livemigration.v1.DescribeRequest\x1a!.livemigration.v1.HostDescription\x12N\n\x07Prepare\x12 .livemigration.v1.PrepareRequest\x1a!.livemigration.v1.MigrationStatus\x12N\n\x08Transfer\x12\x1f.livemigration.v1.TransferFrame\x1a\x1d.livemigration.v1.TransferAck(\x01\x30\x01\x12P\n\nFetchPages\x12\x1f.livemigration.v1.TransferFrame\x1a\x1d.livemigration.v1.PageRequest(\x01\x30\x01\x12H\n\x06Verify\x12\x1d.livemigration.v1.VerifyChunk\x1a\x1d.livemigration.v1.VerifyReply(\x01\x12N\n\x08ReadBack\x12!.livemigration.v1.ReadBackRequest\x1a\x1d.livemigration.v1.MemoryChunk0\x01\x12L\n\x06\x43ommit\x12\x1f.livemigration.v1.CommitRequest\x1a!.livemigration.v1.MigrationStatus\x12J\n\x05\x41\x62ort\x12\x1e.livemigration.v1.AbortRequest\x1a!.livemigration.v1.MigrationStatus\x12X\n\x0cGetMigration\x12%.livemigration.v1.GetMigrationRequest\x1a!.livemigration.v1.MigrationStatus\x12N\n\x08\x43ontinue\x12!.livemigration.v1.ContinueRequest\x1a\x1f.livemigration.v1.ContinueReply\x12N\n\x07\x45ndTask\x12 .livemigration.v1.EndTaskRequest\x1a!.livemigration.v1.MigrationStatus\x12\x63\n\x0fListCheckpoints\x12(.livemigration.v1.ListCheckpointsRequest\x1a&.livemigration.v1.ListCheckpointsReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,37 +36,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PREPAREREQUEST']._serialized_start=123
   _globals['_PREPAREREQUEST']._serialized_end=278
   _globals['_MIGRATIONSTATUS']._serialized_start=281
-  _globals['_MIGRATIONSTATUS']._serialized_end=541
-  _globals['_PAGEREQUEST']._serialized_start=544
-  _globals['_PAGEREQUEST']._serialized_end=734
-  _globals['_VERIFYCHUNK']._serialized_start=737
-  _globals['_VERIFYCHUNK']._serialized_end=877
-  _globals['_VERIFYREPLY']._serialized_start=880
-  _globals['_VERIFYREPLY']._serialized_end=1028
-  _globals['_READBACKREQUEST']._serialized_start=1030
-  _globals['_READBACKREQUEST']._serialized_end=1069
-  _globals['_MEMORYCHUNK']._serialized_start=1071
-  _globals['_MEMORYCHUNK']._serialized_end=1150
-  _globals['_COMMITREQUEST']._serialized_start=1152
-  _globals['_COMMITREQUEST']._serialized_end=1233
-  _globals['_ABORTREQUEST']._serialized_start=1235
-  _globals['_ABORTREQUEST']._serialized_end=1287
-  _globals['_GETMIGRATIONREQUEST']._serialized_start=1289
-  _globals['_GETMIGRATIONREQUEST']._serialized_end=1332
-  _globals['_CONTINUEREQUEST']._serialized_start=1334
-  _globals['_CONTINUEREQUEST']._serialized_end=1400
-  _globals['_CONTINUEREPLY']._serialized_start=1402
-  _globals['_CONTINUEREPLY']._serialized_end=1481
-  _globals['_ENDTASKREQUEST']._serialized_start=1483
-  _globals['_ENDTASKREQUEST']._serialized_end=1521
-  _globals['_LISTCHECKPOINTSREQUEST']._serialized_start=1523
-  _globals['_LISTCHECKPOINTSREQUEST']._serialized_end=1566
-  _globals['_LISTCHECKPOINTSREPLY']._serialized_start=1568
-  _globals['_LISTCHECKPOINTSREPLY']._serialized_end=1658
-  _globals['_CHECKPOINT']._serialized_start=1661
-  _globals['_CHECKPOINT']._serialized_end=1882
-  _globals['_CHECKPOINTIMAGE']._serialized_start=1884
-  _globals['_CHECKPOINTIMAGE']._serialized_end=1959
-  _globals['_DESTINATIONNODE']._serialized_start=1962
-  _globals['_DESTINATIONNODE']._serialized_end=2962
+  _globals['_MIGRATIONSTATUS']._serialized_end=562
+  _globals['_PAGEREQUEST']._serialized_start=565
+  _globals['_PAGEREQUEST']._serialized_end=755
+  _globals['_VERIFYCHUNK']._serialized_start=758
+  _globals['_VERIFYCHUNK']._serialized_end=898
+  _globals['_VERIFYREPLY']._serialized_start=901
+  _globals['_VERIFYREPLY']._serialized_end=1049
+  _globals['_READBACKREQUEST']._serialized_start=1051
+  _globals['_READBACKREQUEST']._serialized_end=1090
+  _globals['_MEMORYCHUNK']._serialized_start=1092
+  _globals['_MEMORYCHUNK']._serialized_end=1171
+  _globals['_COMMITREQUEST']._serialized_start=1173
+  _globals['_COMMITREQUEST']._serialized_end=1254
+  _globals['_ABORTREQUEST']._serialized_start=1256
+  _globals['_ABORTREQUEST']._serialized_end=1308
+  _globals['_GETMIGRATIONREQUEST']._serialized_start=1310
+  _globals['_GETMIGRATIONREQUEST']._serialized_end=1353
+  _globals['_CONTINUEREQUEST']._serialized_start=1355
+  _globals['_CONTINUEREQUEST']._serialized_end=1421
+  _globals['_CONTINUEREPLY']._serialized_start=1423
+  _globals['_CONTINUEREPLY']._serialized_end=1502
+  _globals['_ENDTASKREQUEST']._serialized_start=1504
+  _globals['_ENDTASKREQUEST']._serialized_end=1542
+  _globals['_LISTCHECKPOINTSREQUEST']._serialized_start=1544
+  _globals['_LISTCHECKPOINTSREQUEST']._serialized_end=1587
+  _globals['_LISTCHECKPOINTSREPLY']._serialized_start=1589
+  _globals['_LISTCHECKPOINTSREPLY']._serialized_end=1679
+  _globals['_CHECKPOINT']._serialized_start=1682
+  _globals['_CHECKPOINT']._serialized_end=1903
+  _globals['_CHECKPOINTIMAGE']._serialized_start=1905
+  _globals['_CHECKPOINTIMAGE']._serialized_end=1980
+  _globals['_DESTINATIONNODE']._serialized_start=1983
+  _globals['_DESTINATIONNODE']._serialized_end=2983
 # @@protoc_insertion_point(module_scope)

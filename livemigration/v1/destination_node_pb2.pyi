@@ -72,6 +72,7 @@ class MigrationStatus(_message.Message):
     RESTORE_NS_FIELD_NUMBER: _builtins.int
     POST_COPY_FIELD_NUMBER: _builtins.int
     STORE_ID_FIELD_NUMBER: _builtins.int
+    TAKING_OVER_FIELD_NUMBER: _builtins.int
     migration_id: _builtins.str
     ownership: _common_pb2.OwnershipState.ValueType
     sequence: _builtins.int
@@ -84,6 +85,8 @@ class MigrationStatus(_message.Message):
     restore_ns: _builtins.int
     store_id: _builtins.str
     """as in HostDescription: where this host keeps its tasks"""
+    taking_over: _builtins.bool
+    """Commit has come and is not answered yet, which may take long"""
     @_builtins.property
     def post_copy(self) -> _common_pb2.PostCopyRecord:
         """a task that was taken over by post-copy: how it is now"""
@@ -100,10 +103,11 @@ class MigrationStatus(_message.Message):
         restore_ns: _builtins.int = ...,
         post_copy: _common_pb2.PostCopyRecord | None = ...,
         store_id: _builtins.str = ...,
+        taking_over: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["post_copy", b"post_copy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "migration_id", b"migration_id", "ownership", b"ownership", "post_copy", b"post_copy", "recovered", b"recovered", "restore_ns", b"restore_ns", "resume_ns", b"resume_ns", "sequence", b"sequence", "store_id", b"store_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "migration_id", b"migration_id", "ownership", b"ownership", "post_copy", b"post_copy", "recovered", b"recovered", "restore_ns", b"restore_ns", "resume_ns", b"resume_ns", "sequence", b"sequence", "store_id", b"store_id", "taking_over", b"taking_over"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -136,7 +140,9 @@ class PageRequest(_message.Message):
 
     @_builtins.property
     def read_back(self) -> Global___MemoryChunk:
-        """No request: pages as they are here now, for a comparison of the bytes (PostCopyPlan.read_back)."""
+        """No request: pages as they are here now, for a comparison of the bytes (PostCopyPlan.read_back).
+        `id` counts these messages from 1. The metadata `compared` of a stream says which the source has.
+        """
 
     def __init__(
         self,

@@ -130,10 +130,13 @@ class MigrateRequest(_message.Message):
     MIGRATION_ID_FIELD_NUMBER: _builtins.int
     DESTINATION_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     migration_id: _builtins.str
     """"": the source chooses one"""
     destination: _builtins.str
     """HOST:PORT"""
+    name: _builtins.str
+    """what people call it, such as the scenario's name; only told on"""
     @_builtins.property
     def spec(self) -> _struct_pb2.Struct:
         """the scenario's migration: clock, policy, link, costs, verify"""
@@ -144,10 +147,11 @@ class MigrateRequest(_message.Message):
         migration_id: _builtins.str = ...,
         destination: _builtins.str = ...,
         spec: _struct_pb2.Struct | None = ...,
+        name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["destination", b"destination", "migration_id", b"migration_id", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["destination", b"destination", "migration_id", b"migration_id", "name", b"name", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

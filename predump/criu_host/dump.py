@@ -263,7 +263,7 @@ class Dump:
                 pages_lazy=0,
                 page_pipes=0,
                 page_pipe_bufs=0,
-                shpages_scanned=counts.shared_written,
+                shpages_scanned=counts.shared_scanned,
                 shpages_skipped_parent=0,
                 shpages_written=counts.shared_written,
             )

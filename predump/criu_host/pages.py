@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from livemigration.criu.errors import ImageError
+from livemigration.criu.listed_pages import ListedPages
 from livemigration.criu.magic import PageFlags
-from livemigration.criu.page_images import PageImage, PageRanges
+from livemigration.criu.page_images import PageImage
 from livemigration.criu.page_server.channel import Buffer
 from livemigration.criu.page_server.protocol import Target, TargetKind
 from livemigration.digest import gather_bytes
@@ -38,6 +39,7 @@ class PageCounts:
     written: int = 0
     in_parent: int = 0
     shared_written: int = 0
+    shared_scanned: int = 0  # of segments, there or not
 
 
 class PageSink(Protocol):
@@ -65,7 +67,7 @@ class DirectorySink:
         self._page_size = page_size
         self._next_id = 1
         self._image: PageImage | None = None
-        self._ranges: PageRanges | None = None
+        self._ranges: ListedPages | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -80,7 +82,7 @@ class DirectorySink:
         if self._parent is not None:
             pagemap = self._parent / target.pagemap_name
             if pagemap.exists():  # what the parent does not know goes in full: it is new
-                self._ranges = PageRanges.of(pagemap, self._page_size)
+                self._ranges = ListedPages.of(pagemap, self._page_size)
         # As CRIU, a dump into a directory that was used replaces what it writes itself.
         for name in (target.pagemap_name, f"pages-{self._next_id}.img"):
             (self._folder / name).unlink(missing_ok=True)
@@ -92,20 +94,21 @@ class DirectorySink:
         """See `PageSink`. Raises ImageError for a page left to a parent that does not list it."""
         assert self._image is not None
         self._image.write(memoryview(data))
-        runs = zip(starts.tolist(), pages.tolist(), flags.tolist(), strict=True)
-        for start, count, flag in runs:
-            if flag & PageFlags.PRESENT:
-                self._image.present(start, count, flag)
-                continue
-            if self._ranges is None or not self._ranges.covers(
-                start, start + count * self._page_size
-            ):
+        holes = np.flatnonzero((flags & np.uint64(PageFlags.PRESENT)) == 0)
+        if holes.size:
+            first, pages_there = starts[holes], pages[holes]
+            known = np.zeros(holes.size, np.bool_)
+            if self._ranges is not None:
+                known = self._ranges.cover(first, first + pages_there * np.uint64(self._page_size))
+            if not known.all():
+                lacking = int(np.argmin(known))
                 raise ImageError(
                     self._image.file,
-                    f"hole at {start:#x}, {count} pages: missing in parent pagemap",
+                    f"hole at {int(first[lacking]):#x}, {int(pages_there[lacking])} pages: missing "
+                    "in parent pagemap",
                     "give the directory of this task's last dump as the parent",
                 )
-            self._image.in_parent(start, count)
+        self._image.add(starts, pages, flags)
 
     def finish(self, *, lent: bool = False) -> None:
         """See `PageSink`."""
@@ -133,6 +136,8 @@ def write_pages(
     one; copied: is told the bytes of each batch, while the task may run.
     """
     shared = part.target.kind is TargetKind.SHARED
+    if shared:
+        counts.shared_scanned += task.task.machine.object_frames(part.model_id).size
     target = part.target if shared else Target(TargetKind.PROCESS, task.pids[part.target.id])
     known = sink.open(target)
     send = part.send if known and holes else np.ones(part.addresses.size, np.bool_)

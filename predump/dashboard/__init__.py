@@ -6,6 +6,7 @@ board, and goes out to browsers as server-sent events, a few times a second at m
 * board - what is known of every migration
 * feed - where that comes from
 * control - starting, ending and redirecting migrations
+* choices - what can be chosen on the page, and what it says of each
 * finished - runs that are over, from result files
 * guard - who may ask for what
 * web - the routes; page/ has what the browser gets

@@ -19,11 +19,9 @@ import grpc
 import grpc.aio
 
 from livemigration.channel import open_channel, why
-from livemigration.spec import MigrationSpec
-from livemigration.spec_errors import kinds, members
 from livemigration.tls import channel_credentials
 from livemigration.v1 import source_node_pb2, source_node_pb2_grpc
-from mm_model.hunks import HUNKS
+from predump.dashboard.choices import policy_kinds, scenario_choice
 from predump.dashboard.finished import Finished
 from predump.demo import SCENARIO as DEMO
 from predump.overrides import Override, OverrideError, apply_overrides, parse_override
@@ -53,6 +51,7 @@ READY: dict[str, str] = {"live": LIVE, "demo": DEMO}
 MOST_SETTINGS = 40
 log = logging.getLogger(__name__)
 CALL_S = 30.0
+TIDY_S = 2.0
 
 _OF_THIS_MACHINE = ("source.images", "workload.file", "costs.machine", "telemetry.mqtt")
 """Keys that name files or addresses."""
@@ -60,17 +59,6 @@ _OF_THIS_MACHINE = ("source.images", "workload.file", "costs.machine", "telemetr
 
 class ControlError(ValueError):
     """What was asked for cannot be done; ``str()`` is one line for the user."""
-
-
-def policy_kinds() -> tuple[str, ...]:
-    """The ready policies, as scenarios name them."""
-    models = members(MigrationSpec.model_fields["policy"].annotation)
-    return tuple(kind for model in models for kind in kinds(model))
-
-
-def hunk_names() -> tuple[str, ...]:
-    """The hunks that can be left out."""
-    return tuple(hunk.name for hunk in HUNKS)
 
 
 def checked_settings(settings: Sequence[str]) -> list[Override]:
@@ -104,15 +92,40 @@ class Control:
     finished: Finished
     folder: Path | None = None  # of scenario files
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _starting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def scenarios(self) -> list[str]:
         """Names that `start` knows: the ready ones, then the files."""
         files = sorted(self.folder.glob("*.toml")) if self.folder is not None else []
         return [*READY, *(file.name for file in files)]
 
+    def choices(self) -> list[dict[str, Any]]:
+        """What the page says of each of them."""
+        told = []
+        for name in self.scenarios():
+            try:
+                said = READY.get(name) or self._path(name).read_text("utf-8")
+                told.append(scenario_choice(name, tomllib.loads(said)))
+            except (OSError, ValueError) as error:
+                told.append({"name": name, "trouble": " ".join(str(error).split())})
+        return told
+
     async def start(self, name: str, settings: Sequence[str]) -> str:
         """Begins a migration; returns its id once the source has begun. ControlError."""
         scenario = self._scenario(name, checked_settings(settings))
+        if self._starting.locked():
+            raise ControlError("another migration is being started: wait until it has begun")
+        async with self._starting:
+            return await self._start(scenario)
+
+    async def _start(self, scenario: Scenario) -> str:
+        """A source has one task, and who migrated it tidies up after its end."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=TIDY_S)
+        if self._tasks:
+            raise ControlError(
+                "a migration that was started here is under way: abort it, or wait for its end"
+            )
         begun: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
         def on_event(event: Event) -> None:
@@ -175,6 +188,10 @@ class Control:
             except grpc.aio.AioRpcError as error:
                 raise ControlError(f"source {self.hosts.source}: {why(error)}") from error
 
+    def _path(self, name: str) -> Path:
+        assert self.folder is not None
+        return self.folder / name
+
     def _scenario(self, name: str, overrides: Sequence[Override]) -> Scenario:
         """Only names from the list: a page cannot reach other files."""
         if name not in self.scenarios():
@@ -182,8 +199,7 @@ class Control:
         try:
             if name in READY:
                 return scenario_from_mapping(tomllib.loads(READY[name]), overrides, origin=name)
-            assert self.folder is not None
-            return load_scenario(self.folder / name, overrides, check_paths=False)
+            return load_scenario(self._path(name), overrides, check_paths=False)
         except (ScenarioError, OverrideError) as error:
             raise ControlError(str(error).replace("--set ", "")) from error
 

@@ -74,6 +74,11 @@ class Finished:
             self._here.popitem(last=False)
         self.version += 1
 
+    def key_of(self, migration_id: str) -> str | None:
+        """The key of a run that was started here and is over; None if there is none."""
+        key = f"here-{migration_id}"
+        return key if key in self._here else None
+
     def listing(self) -> dict[str, Any]:
         """All runs in short, and what is wrong with the files. Reads files: not for the loop."""
         here = list(self._here.items())  # at once: the event loop may add to it
@@ -93,12 +98,7 @@ class Finished:
 
     def detail(self, key: str) -> dict[str, Any] | None:
         """One run with everything that its result says; None if there is none of that name."""
-        run = self._here.get(key)
-        where, _, number = key.partition("-")
-        if run is None and where.isdigit() and number.isdigit() and int(where) < len(self._files):
-            file = self._files[int(where)]
-            if int(number) < min(len(file.runs), MOST_LISTED):
-                run = file.runs[int(number)]
+        run = self._find(key)
         if run is None:
             return None
         result = None
@@ -111,6 +111,20 @@ class Finished:
             "error": run.error,
             "result": result,
         }
+
+    def result(self, key: str) -> Result | None:
+        """The result of a run, as it was written; None if there is none."""
+        run = self._find(key)
+        return run.result if run is not None else None
+
+    def _find(self, key: str) -> Run | None:
+        run = self._here.get(key)
+        where, _, number = key.partition("-")
+        if run is None and where.isdigit() and number.isdigit() and int(where) < len(self._files):
+            file = self._files[int(where)]
+            if int(number) < min(len(file.runs), MOST_LISTED):
+                run = file.runs[int(number)]
+        return run
 
 
 def _name(run: Run) -> str:
@@ -133,6 +147,9 @@ def _short(key: str, run: Run, origin: str) -> dict[str, Any]:
             "total_time_s": result.total_time_s or None,
             "bytes_wire": result.bytes_wire,
             "rounds": len(result.rounds),
+            "migration_id": result.migration_id,
+            "hunks_off": list(result.hunks_off),
+            "owner": result.owner,
             "verified": result.verified,
             "pages_different": result.pages_different,
         }

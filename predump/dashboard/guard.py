@@ -62,6 +62,13 @@ class Guard:
             return False
         return True
 
+    def may_read(self, headers: Headers) -> bool:
+        """Whether a request comes from our own page, or from no browser at all.
+
+        Another site's page could not read the answer; it must not hold streams open either.
+        """
+        return headers.get("sec-fetch-site", "none") in ("none", "same-origin")
+
     def may_act(self, headers: Headers) -> bool:
         """Whether a request comes from our own page."""
         origin, host = headers.get("origin"), headers.get("host")

@@ -1,7 +1,7 @@
 """The routes: the page, what it reads, and what it asks for.
 
-Live figures go out as server-sent events, the newest picture at most every `PACE_S`: a browser that
-is slow, or far away, gets fewer and is never behind.
+Live figures go out as server-sent events, the newest picture at most every `PACE_S`, and of it only
+the parts that changed: a browser that is slow, or far away, gets fewer and is never behind.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from importlib import resources
 from typing import Any
@@ -21,14 +21,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from predump.dashboard.board import LiveBoard
-from predump.dashboard.control import (
-    Control,
-    ControlError,
-    hunk_names,
-    policy_kinds,
-    text,
-    texts,
-)
+from predump.dashboard.choices import hunks, policies
+from predump.dashboard.control import Control, ControlError, text, texts
 from predump.dashboard.feed import FeedState
 from predump.dashboard.finished import Finished
 from predump.dashboard.guard import Guard, Guarded
@@ -60,21 +54,23 @@ class Dashboard:
         """What the page needs to know once."""
         return {
             "control": self.control is not None,
-            "scenarios": self.control.scenarios() if self.control is not None else [],
-            "policies": policy_kinds(),
-            "hunks": hunk_names(),
+            "scenarios": self.control.choices() if self.control is not None else [],
+            "policies": policies(),
+            "hunks": hunks(),
         }
 
-    def overview(self) -> dict[str, Any]:
-        """The list of migrations and how the feed stands."""
-        return {
-            "rows": self.board.rows(),
+    def overview(self) -> dict[str, str]:
+        """How the feed stands and the migrations' rows, as JSON by what changes apart."""
+        rows = [row | {"run": self.finished.key_of(row["id"])} for row in self.board.rows()]
+        status = {
             "hosts": self.board.hosts(),
             "feed": self.feed.kind,
             "trouble": self.feed.line(),
             "malformed": self.board.board.malformed,
             "finished": self.finished.version,
         }
+        told = {"status": _json(status), "order": _json([row["id"] for row in rows])}
+        return told | {f"row {row['id']}": _json(row) for row in rows}
 
 
 def application(dashboard: Dashboard) -> ASGIApp:
@@ -90,6 +86,7 @@ def application(dashboard: Dashboard) -> ASGIApp:
         Route("/api/events", _reading(dashboard, _events)),
         Route("/api/runs", _reading(dashboard, _runs)),
         Route("/api/runs/{key}", _reading(dashboard, _run)),
+        Route("/api/results/{key}.json", _reading(dashboard, _result)),
         Route("/api/start", _acting(dashboard, _start), methods=["POST"]),
         Route("/api/abort", _acting(dashboard, _abort), methods=["POST"]),
         Route("/api/policy", _acting(dashboard, _policy), methods=["POST"]),
@@ -111,6 +108,8 @@ class _Page:
 
 def _reading(dashboard: Dashboard, handler: Any) -> Any:
     async def answer(request: Request) -> Response:
+        if not dashboard.guard.may_read(request.headers):
+            return _refusal("not from the dashboard's own page", 403)
         made: Response = await handler(dashboard, request)
         return made
 
@@ -136,6 +135,25 @@ def _acting(dashboard: Dashboard, handler: Any) -> Any:
 
 def _refusal(line: str, status: int) -> JSONResponse:
     return JSONResponse({"error": line}, status_code=status)
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+
+@dataclass(slots=True)
+class _Changes:
+    """What a stream has said already, so that it says only what changed since."""
+
+    _said: dict[str, str] = field(default_factory=dict)
+
+    def of(self, parts: dict[str, str]) -> str:
+        """JSON values by name -> one JSON object of those that are not as they were; "": none."""
+        new = {name: text for name, text in parts.items() if self._said.get(name) != text}
+        self._said = parts
+        if not new:
+            return ""
+        return "{" + ",".join(f"{_json(name)}:{text}" for name, text in new.items()) + "}"
 
 
 async def _body(request: Request) -> dict[str, Any]:
@@ -166,6 +184,20 @@ async def _run(dashboard: Dashboard, request: Request) -> Response:
     return _refusal("there is no such run", 404) if found is None else JSONResponse(found)
 
 
+async def _result(dashboard: Dashboard, request: Request) -> Response:
+    key = request.path_params["key"]
+    result = dashboard.finished.result(key)
+    if result is None:
+        return _refusal("there is no such result", 404)
+    name = f"predump-{result.migration_id}.json"
+    safe = "".join(c if c.isascii() and (c.isalnum() or c in ".-_") else "_" for c in name)
+    return Response(
+        result.to_json() + "\n",
+        media_type="application/json",
+        headers={"content-disposition": f'attachment; filename="{safe}"'},
+    )
+
+
 async def _start(control: Control, fields: dict[str, Any]) -> dict[str, Any]:
     return {"id": await control.start(text(fields, "scenario"), texts(fields.get("settings", [])))}
 
@@ -188,21 +220,22 @@ async def _events(dashboard: Dashboard, request: Request) -> Response:
 
 
 async def _stream(dashboard: Dashboard, migration_id: str) -> AsyncIterator[str]:
-    """The overview and one migration, whenever they changed."""
+    """The overview and one migration, whenever they changed: first all of it, then what changed."""
     dashboard.streams += 1
     loop = asyncio.get_running_loop()
-    said: dict[str, str] = {}
+    overview, migration = _Changes(), _Changes()
     last = loop.time()
     try:
         while not dashboard.ending():
             seen = dashboard.board.version
-            pictures: dict[str, Any] = {"overview": dashboard.overview()}
-            if migration_id:
-                pictures["migration"] = dashboard.board.detail(migration_id)
-            for name, picture in pictures.items():
-                text = json.dumps(picture, separators=(",", ":"))
-                if said.get(name) != text:
-                    said[name], last = text, loop.time()
+            parts = dashboard.board.parts(migration_id) if migration_id else None
+            told = {
+                "overview": overview.of(dashboard.overview()),
+                "migration": migration.of(parts or {"facts": "null"}) if migration_id else "",
+            }
+            for name, text in told.items():
+                if text:
+                    last = loop.time()
                     yield f"event: {name}\ndata: {text}\n\n"
             await asyncio.sleep(PACE_S)
             if not await dashboard.board.changed(seen, ALIVE_S) and loop.time() - last > COMMENT_S:

@@ -17,14 +17,29 @@ class NoCompiler(MigrationError):
     """The library cannot be made here."""
 
 
-class JumpingClock:
+class ClockFile:
+    """What the library reads: by how many seconds the clock is wrong."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.jump(0)
+
+    def jump(self, seconds: int) -> None:
+        """From now on it is wrong by so many seconds."""
+        if not self.path.exists():
+            self.path.write_bytes(struct.pack("=q", seconds))
+            return
+        with self.path.open("r+b") as file:  # in place: the processes have it mapped
+            file.write(struct.pack("=q", seconds))
+
+
+class JumpingClock(ClockFile):
     """The clock of the processes that are started with `environment`."""
 
     def __init__(self, folder: Path) -> None:
         """Compiles the library into `folder`; raises `NoCompiler`."""
-        self._file = folder / "clock"
+        super().__init__(folder / "clock")
         self._library = folder / "clock_jump.so"
-        self.jump(0)
         compiler = shutil.which("cc") or shutil.which("gcc")
         if compiler is None:
             raise NoCompiler("a clock that jumps needs a C compiler: apt install gcc libc6-dev")
@@ -40,12 +55,4 @@ class JumpingClock:
     @property
     def environment(self) -> dict[str, str]:
         """For the processes whose clock it is to be."""
-        return os.environ | {"LD_PRELOAD": str(self._library), "PREDUMP_CLOCK": str(self._file)}
-
-    def jump(self, seconds: int) -> None:
-        """From now on it is wrong by so many seconds."""
-        if not self._file.exists():
-            self._file.write_bytes(struct.pack("=q", seconds))
-            return
-        with self._file.open("r+b") as file:  # in place: the processes have it mapped
-            file.write(struct.pack("=q", seconds))
+        return os.environ | {"LD_PRELOAD": str(self._library), "PREDUMP_CLOCK": str(self.path)}

@@ -6,6 +6,7 @@ import asyncio
 
 from predump.faults.damage import DAMAGES
 from predump.faults.lab import Laboratory
+from predump.faults.points import Pages
 from predump.faults.relay import Watcher
 from predump.faults.spec import Fault
 
@@ -17,21 +18,36 @@ class Injection(Watcher):
         self._lab = lab
         self._fault = fault
         self._at = at
-        self._healing: asyncio.Task[None] | None = None
+        self._work: asyncio.Task[None] | None = None
+        self._done = asyncio.Event()
         self._damage = DAMAGES.get(fault.spec.kind)
         self._damages_next = False
         self._held: list[bytes] = []
+        self.pages: Pages | None = None
         self.struck = False
         self.healed = False
+
+    def leave_behind(self, pages: Pages) -> None:
+        """Keeps them for the judgement."""
+        self.pages = pages
 
     async def reach(self, point: str) -> None:
         """Strikes, if this is where."""
         if self.struck or point != self._at:
             return
         self.struck = True
-        await self._strike()
+        # A task of its own: the call that marks the point may end by the fault, half-way through.
+        self._work = asyncio.create_task(self._strike_and_heal(), name="fault")
+        await self._done.wait()
+
+    async def _strike_and_heal(self) -> None:
+        try:
+            await self._strike()
+        finally:
+            self._done.set()
         if self._fault.lasts_s:
-            self._healing = asyncio.create_task(self._heal_later())
+            await asyncio.sleep(self._fault.lasts_s)
+            await self._heal()
 
     async def _strike(self) -> None:
         lab, spec = self._lab, self._fault.spec
@@ -77,16 +93,12 @@ class Injection(Watcher):
         if self._fault.spec.kind == "slow-caller" and self.struck and not self.healed:
             await asyncio.sleep(self._fault.delay_s)
 
-    async def _heal_later(self) -> None:
-        await asyncio.sleep(self._fault.lasts_s)
-        await self._heal()
-
     async def over(self) -> None:
-        """Makes it good, if it is not yet."""
+        """Makes it good, if it is not yet. Raises what went wrong in doing it."""
         self._damages_next = False
-        healing, self._healing = self._healing, None
-        if healing is not None:
-            await healing  # it may be starting a process
+        work, self._work = self._work, None
+        if work is not None:
+            await work  # it may be starting a process
         if self.struck and not self.healed:
             await self._heal()
 

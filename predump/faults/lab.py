@@ -2,7 +2,7 @@
 
 `Laboratory` is what a fault needs of such a place; `LocalLaboratory` has the nodes as processes on
 this machine, behind a link and a relay of its own. Signals go to processes that it started itself,
-and to no other.
+and to no other. (`predump.faults.docker_lab` has them in containers.)
 """
 
 from __future__ import annotations
@@ -210,17 +210,7 @@ class LocalLaboratory:
         """Starts what does not run, and waits until the destination answers through the link."""
         await self.start_source()
         await self.start_destination()
-        deadline = time.monotonic() + READY_S
-        async with open_channel(self.between) as channel:
-            stub = destination_node_pb2_grpc.DestinationNodeStub(channel)
-            while True:
-                try:
-                    await stub.Describe(common_pb2.DescribeRequest(), timeout=READY_S)
-                    return
-                except grpc.aio.AioRpcError as error:
-                    if time.monotonic() > deadline:
-                        raise NotHere(f"the destination cannot be reached: {why(error)}") from error
-                await asyncio.sleep(_POLL_S)
+        await reached(self.between)
 
     # -- hosts
 
@@ -322,6 +312,21 @@ class LocalLaboratory:
         if self._clock is None:
             raise NotHere("this laboratory has no clock of its own")
         self._clock.jump(seconds)
+
+
+async def reached(destination: str, within_s: float = READY_S) -> None:
+    """Returns when a destination node answers at this address; `NotHere` if it does not in time."""
+    deadline = time.monotonic() + within_s
+    async with open_channel(destination) as channel:
+        stub = destination_node_pb2_grpc.DestinationNodeStub(channel)
+        while True:
+            try:
+                await stub.Describe(common_pb2.DescribeRequest(), timeout=within_s)
+                return
+            except grpc.aio.AioRpcError as error:
+                if time.monotonic() > deadline:
+                    raise NotHere(f"the destination cannot be reached: {why(error)}") from error
+            await asyncio.sleep(_POLL_S)
 
 
 async def _kill(node: NodeProcess) -> None:

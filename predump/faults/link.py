@@ -88,17 +88,20 @@ class Link:
 
 
 class Gate:
-    """A listening port whose connections lead to `target` through the link."""
+    """A listening port whose connections lead to `target` through the link.
+
+    `target` (HOST:PORT) may be another one at any time, for connections from then on.
+    """
 
     def __init__(self, link: Link, target: str) -> None:
         self._link = link
         self.target = target
         self._server: asyncio.Server | None = None
 
-    async def open(self) -> str:
-        """Listens; returns HOST:PORT."""
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        return f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+    async def open(self, host: str = "127.0.0.1") -> str:
+        """Listens on an address of this host; returns HOST:PORT."""
+        self._server = await asyncio.start_server(self._accept, host, 0)
+        return f"{host}:{self._server.sockets[0].getsockname()[1]}"
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._link.cut:

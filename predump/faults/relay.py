@@ -2,7 +2,8 @@
 
 It serves every call of `DestinationNode` and makes the same call at the destination, with the bytes
 as they are. It says when a point of the migration is reached (`predump.faults.points`), and may
-change the frames of a transfer: send them twice, in another order, cut short, damaged, or not.
+change frames with pages, of a transfer and of a post-copy after the hand-over: send them twice, in
+another order, cut short, damaged, or not.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import grpc.aio
 
 from livemigration.channel import SERVER_OPTIONS, open_channel
 from livemigration.v1 import destination_node_pb2
-from predump.faults.points import CALLS, Frames
+from predump.faults.points import CALLS, Frames, Pages
 
 _SERVICE = destination_node_pb2.DESCRIPTOR.services_by_name["DestinationNode"]
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -31,8 +32,11 @@ class Watcher:
     async def reach(self, point: str) -> None:
         """The message that marks the point is held until this returns."""
 
+    def leave_behind(self, pages: Pages) -> None:
+        """The final round of a post-copy is on its way; these come after the hand-over."""
+
     def frames(self, message: bytes) -> list[bytes]:
-        """What is passed on in place of a frame of the transfer."""
+        """What is passed on in place of a frame with pages."""
         return [message]
 
     async def pace(self) -> None:
@@ -45,6 +49,7 @@ class Relay(grpc.GenericRpcHandler):
     def __init__(self, target: str) -> None:
         self.watcher = Watcher()
         self._channel = open_channel(target)
+        self._pages: dict[str, Pages] = {}  # of the last migration that left pages behind
         self._server: grpc.aio.Server | None = None
 
     async def open(self) -> str:
@@ -120,11 +125,13 @@ class Relay(grpc.GenericRpcHandler):
         make: Callable[..., Any] = self._channel.stream_stream(path)
         call = make(metadata=_metadata(context))
         pump = asyncio.create_task(
-            self._transfer(context, call) if name == "Transfer" else self._pages(context, call)
+            self._transfer(context, call) if name == "Transfer" else self._fetched(context, call)
         )
         try:
             await context.send_initial_metadata(())
             while (reply := await call.read()) is not grpc.aio.EOF:
+                if name == "FetchPages" and Pages.over(reply):
+                    await self.watcher.reach("pages-over")
                 await context.write(reply)
             code = await call.code()
             if code is not grpc.StatusCode.OK:
@@ -141,19 +148,29 @@ class Relay(grpc.GenericRpcHandler):
         with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError):
             while (message := await context.read()) is not grpc.aio.EOF:
                 point = frames.reach(message)
+                if frames.pages is not None:
+                    self._pages = {_migration(context): frames.pages}
+                    self.watcher.leave_behind(frames.pages)
+                    frames.pages = None
                 if point:
                     await self.watcher.reach(point)
-                for passed in self.watcher.frames(message):
-                    await self.watcher.pace()
-                    await call.write(passed)
+                await self._pass(message, call)
             await call.done_writing()
 
-    async def _pages(self, context: _Context, call: Any) -> None:
+    async def _fetched(self, context: _Context, call: Any) -> None:
+        pages = self._pages.get(_migration(context)) or Pages([])
         with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError):
             while (message := await context.read()) is not grpc.aio.EOF:
-                await self.watcher.reach("pages")
-                await call.write(message)
+                for point in pages.reach(message):
+                    await self.watcher.reach(point)
+                await self._pass(message, call)
             await call.done_writing()
+
+    async def _pass(self, message: bytes, call: Any) -> None:
+        """What becomes of a frame."""
+        for passed in self.watcher.frames(message):
+            await self.watcher.pace()
+            await call.write(passed)
 
 
 async def _passed(context: _Context, call: Awaitable[bytes]) -> bytes:
@@ -163,6 +180,10 @@ async def _passed(context: _Context, call: Awaitable[bytes]) -> bytes:
     except grpc.aio.AioRpcError as error:
         await context.abort(error.code(), error.details() or "")
         raise AssertionError("abort returned") from error
+
+
+def _migration(context: _Context) -> str:
+    return str(dict(_metadata(context)).get("migration-id", ""))
 
 
 def _metadata(context: _Context) -> tuple[tuple[str, str | bytes], ...]:

@@ -45,15 +45,20 @@ WARM_TRIALS = 6
 MOST_RSS = 48 * MIB
 MOST_DESCRIPTORS = 8
 MOST_THREADS = 4
-"""Growth of one process, late against early, that is not called a leak."""
+"""Growth of one process from one third of its life to the next that is not called a leak."""
 
 KEPT = {"lock", "store-id"}
 """What a state directory has when no task is there."""
 
 FAULT_SHARE = 0.6
+LATER_SHARE = 0.6
+"""Of all migrations: with a fault, and those whose pages come after the task."""
 
 LEAST_TRIALS = 4
 """However short it is."""
+
+PAGES = ("pages", "pages-25%", "pages-75%", "pages-over")
+"""Where faults strike a post-copy after the hand-over, beside what its kind says."""
 
 # kind: the points where it may strike, and the rest of its file
 _KINDS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
@@ -81,6 +86,15 @@ _POLICIES: tuple[dict[str, Any], ...] = (
     {"kind": "fixed", "rounds": 1},
     {"kind": "fixed", "rounds": 2},
     {"kind": "threshold"},
+)
+_LATER: tuple[dict[str, Any], ...] = tuple(
+    {"kind": kind, "batch": "64KiB"} | more
+    for kind in ("post-copy", "hybrid")
+    for more in (
+        {"prefetch": "around-faults", "lost_after": "1s"},
+        {"prefetch": "sequential", "lost_after": "4s"},
+        {"prefetch": "none", "lost_after": "2s"},
+    )
 )
 
 
@@ -140,12 +154,15 @@ class _Life:
             self.longest = self._seen
 
     def growth(self) -> Usage:
-        """The last third of the longest life against the first, by their medians."""
+        """The last third of the longest life against the one before it, by their medians.
+
+        In the first one pools and arenas fill.
+        """
         seen = self.longest[WARM_TRIALS:]
         third = len(seen) // 3
         if third == 0:
             return Usage()
-        return _median(seen[-third:]).minus(_median(seen[:third]))
+        return _median(seen[-third:]).minus(_median(seen[-2 * third : -third]))
 
 
 def _median(seen: list[Usage]) -> Usage:
@@ -158,11 +175,14 @@ def _median(seen: list[Usage]) -> Usage:
 
 def draw(chance: random.Random) -> tuple[Fault, CaseSpec]:
     """A scenario and a fault by chance; `slow-caller` without any delay stands for no fault."""
+    later = chance.random() < LATER_SHARE
+    policy = chance.choice(_LATER if later else _POLICIES)
     tables = BASE | {
+        "clock": chance.choice(("virtual", "wall")) if later else "virtual",
         "seed": chance.randrange(1, 1 << 31),
         "memory": f"{chance.choice((2, 4, 8, 16))}MiB",
         "workload": chance.choice(_WORKLOADS),
-        "policy": chance.choice(_POLICIES),
+        "policy": policy,
         "encoding": {"kind": chance.choice(("raw", "delta", "lz4"))},
         "verify": {"mode": chance.choice(("digest", "bytes"))},
         # A busy machine must not look like a lost host.
@@ -172,7 +192,7 @@ def draw(chance: random.Random) -> tuple[Fault, CaseSpec]:
     if chance.random() < FAULT_SHARE:
         kind = chance.choice(sorted(_KINDS))
         points, more = _KINDS[kind]
-        at = chance.choice(points)
+        at = chance.choice(_points(points, policy["kind"]))
     until_the_end = kind != "pause-source" and chance.random() < 0.1
     lasts = "0s" if until_the_end else f"{chance.randrange(50, 800)}ms"
     spec = FaultSpec.model_validate(
@@ -180,12 +200,27 @@ def draw(chance: random.Random) -> tuple[Fault, CaseSpec]:
             "about": "by chance",
             "kind": kind,
             "lasts": lasts,
-            "case": [{"at": at, "outcome": "migrated"}],
+            "case": [
+                {
+                    "at": at,
+                    "outcome": "migrated",
+                    "mode": policy["kind"] if later else "pre-copy",
+                }
+            ],
             **more,
         }
     )
     name = "none" if more.get("delay") == "0s" else kind
     return Fault(name, spec, scenario_from_mapping(tables, default_name="soak")), spec.case[0]
+
+
+def _points(points: tuple[str, ...], policy: str) -> tuple[str, ...]:
+    """Those that a migration with this policy comes to."""
+    if policy == "post-copy":
+        points = tuple(point for point in points if not point.startswith("round"))
+    elif policy != "hybrid":
+        return points
+    return (*points, *PAGES, *PAGES)  # as often as not
 
 
 async def soak(

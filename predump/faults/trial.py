@@ -2,9 +2,14 @@
 
 * Whoever should have the task has it: the nodes are asked, beside the link, all the time and at the
   end. A destination that has taken the task over and a source that runs it are two owners.
+* What the destination has taken over runs on there once its last page has come, and then all of its
+  memory is read back and compared byte for byte with that of a task that never moved.
 * A source that kept the task is unharmed: it runs, and the same task migrates once more, without
   the fault. Every page is compared there, and the end of its work with that of a task to which
   nothing ever happened.
+* A task that is lost is lost honestly. With its source dead it stands still, and every page that
+  never passed the relay is named. With its destination dead nobody runs it, whoever is asked, until
+  somebody says that it shall go on from the freeze; then it is unharmed, as above.
 * Nothing takes longer than `LIMIT_S`.
 """
 
@@ -24,7 +29,9 @@ from google.protobuf import struct_pb2
 
 from livemigration.channel import open_channel
 from livemigration.ownership import Ownership
+from livemigration.runs import from_runs
 from livemigration.v1 import (
+    common_pb2,
     destination_node_pb2,
     destination_node_pb2_grpc,
     source_node_pb2,
@@ -32,9 +39,10 @@ from livemigration.v1 import (
 )
 from predump.faults.injection import Injection
 from predump.faults.lab import Laboratory
+from predump.faults.memory import difference, memory_like, read_memory
 from predump.faults.relay import Watcher
 from predump.faults.spec import CaseSpec, Fault
-from source_node.hosting import TaskRequest, reference_digest
+from source_node.hosting import TaskRequest
 
 LIMIT_S = 120.0
 """For a migration with its fault, and for each thing that is done afterwards."""
@@ -53,6 +61,7 @@ class Trial:
     fault: str
     at: str
     expected: str
+    mode: str = "pre-copy"
     migration_id: str = ""
     outcome: str = ""
     error: str = ""
@@ -75,7 +84,7 @@ async def try_case(
 
     `any_end`: it need not end as the case says, only well; the fault need not even strike.
     """
-    trial = Trial(fault.name, case.at, case.outcome)
+    trial = Trial(fault.name, case.at, case.outcome, case.mode)
     began = time.monotonic()
     attempt = _Attempt(lab, fault, case, trial, any_end)
     try:
@@ -105,11 +114,12 @@ class _Attempt:
         self._case = case
         self._trial = trial
         self._injection = Injection(lab, fault, case.at)
+        self._scenario = fault.scenario_of(case)
         self._id = ""
 
     async def run(self) -> None:
         """The migration, the judgement."""
-        lab, trial, scenario = self._lab, self._trial, self._fault.scenario
+        lab, trial, scenario = self._lab, self._trial, self._scenario
         lab.watch(self._injection)
         async with open_channel(lab.source) as channel:
             stub = source_node_pb2_grpc.SourceNodeStub(channel)
@@ -148,7 +158,7 @@ class _Attempt:
         request = source_node_pb2.MigrateRequest(
             migration_id=self._id,
             destination=self._lab.between,
-            spec=_struct(self._fault.scenario.migration.to_struct()),
+            spec=_struct(self._scenario.migration.to_struct()),
         )
         self._trial.migrations += 1
         result = None
@@ -185,7 +195,7 @@ class _Attempt:
         there = await self._destination_state()
         if result.ownership == Ownership.RELEASED.value:
             trial.outcome = "migrated"
-            self._check_migrated(result)
+            await self._check_migrated(result)
             if there is not Ownership.COMMITTED:
                 trial.problems.append(f"the destination is {there.word}")
         elif result.ownership == Ownership.RUNNING.value:
@@ -193,19 +203,53 @@ class _Attempt:
             if there is Ownership.COMMITTED:
                 trial.problems.append("two owners: the destination has taken the task over, too")
             await self._check_unharmed(stub)
+        elif there is Ownership.LOST:
+            await self._judge_dead_destination(stub)
         else:
             trial.outcome = "in doubt"
 
-    def _check_migrated(self, result: Result) -> None:
+    async def _check_migrated(self, result: Result) -> None:
         if not result.verified:
-            self._trial.problems.append(f"not verified: {result.mismatched_pages} pages differ")
+            self._trial.problems.append(
+                f"not verified: {result.mismatched_pages} pages differ: {result.error}"
+            )
         if not result.continued_equal and not (result.error and self._any_end):
             # (A destination that was lost after the hand-over could not be asked.)
             self._trial.problems.append("the task did not go on as if nothing had happened")
-        self._trial.bytes_compared += result.memory_bytes
+        await self._check_task_there()
+
+    async def _check_task_there(self) -> None:
+        """The task at the destination runs on, and then has every byte that it must have."""
+        trial, spec = self._trial, self._scenario.task
+        request = TaskRequest(spec, spec.to_struct(), "virtual", Path())
+        async with open_channel(self._lab.destination) as channel:
+            stub = destination_node_pb2_grpc.DestinationNodeStub(channel)
+            until = 0
+            for _ in range(2):  # to rest, with all its pages, and then on
+                reply = await stub.Continue(
+                    destination_node_pb2.ContinueRequest(
+                        migration_id=self._id, until_workload_ns=until
+                    ),
+                    timeout=LIMIT_S,
+                )
+                until = reply.workload_ns + RUN_ON_NS
+            chunks = stub.ReadBack(
+                destination_node_pb2.ReadBackRequest(migration_id=self._id), timeout=LIMIT_S
+            )
+            there = await read_memory(chunks, spec.page_size)
+        expected, digest = await memory_like(request, reply.operations)
+        wrong = difference(there, expected, spec.page_size)
+        if wrong:
+            trial.problems.append(f"after {reply.operations} operations {wrong}")
+        if reply.memory_digest != digest:
+            trial.problems.append("the task does not go on as if nothing had happened")
+        trial.bytes_compared += spec.memory
 
     async def _settle(self, stub: Any) -> Result:
-        """In doubt the task must stand still; then the fault is over, and the source asks."""
+        """In doubt the task must stand still; then the fault is over, and the source asks.
+
+        It stays in doubt only about a task that the destination says it lost.
+        """
         trial = self._trial
         trial.doubt = True
         if not self._case.doubt and not self._any_end:
@@ -220,10 +264,15 @@ class _Attempt:
         while True:
             try:
                 settled: Result = await stub.Settle(request, timeout=LIMIT_S)
-                return settled
             except grpc.aio.AioRpcError:  # the source does not reach the destination yet
                 if time.monotonic() > deadline:
                     raise
+            else:
+                trial.error = f"{trial.error}; settled: {settled.error}"
+                if settled.ownership != Ownership.IN_DOUBT.value or time.monotonic() > deadline:
+                    return settled
+                if await self._destination_state() is Ownership.LOST:
+                    return settled
             await asyncio.sleep(LOOK_S)
 
     async def _check_unharmed(self, stub: Any) -> None:
@@ -232,7 +281,7 @@ class _Attempt:
         task = await stub.GetTask(source_node_pb2.GetTaskRequest(), timeout=LIMIT_S)
         if not task.running:
             trial.problems.append("the source kept the task, but it does not run")
-        if self._fault.scenario.migration.clock == "wall":
+        if self._scenario.migration.clock == "wall":
             await asyncio.sleep(LOOK_S)
             later = await stub.GetTask(source_node_pb2.GetTaskRequest(), timeout=LIMIT_S)
             if later.operations <= task.operations:
@@ -244,49 +293,113 @@ class _Attempt:
             said = "" if again is None else again.error
             trial.problems.append(f"the task cannot be migrated any more: {said}")
             return
-        self._check_migrated(again)
+        await self._check_migrated(again)
+
+    async def _judge_dead_destination(self, stub: Any) -> None:
+        """The task as it was over there is lost; where it was frozen, somebody may let it go on."""
+        trial = self._trial
+        trial.outcome = "set-back"
+        await self._check_refused("the destination runs a task that it says it lost")
+        task = await stub.GetTask(source_node_pb2.GetTaskRequest(), timeout=ASK_S)
+        if task.running:
+            trial.problems.append("the source went back to the freeze by itself")
+        kept = await stub.Settle(
+            source_node_pb2.SettleRequest(
+                migration_id=self._id, decision=source_node_pb2.SettleRequest.DECISION_KEEP
+            ),
+            timeout=LIMIT_S,
+        )
+        if kept.ownership != Ownership.RUNNING.value:
+            trial.problems.append("the source does not go back to the freeze on somebody's word")
+            return
+        await self._check_unharmed(stub)
+
+    async def _check_refused(self, otherwise: str) -> None:
+        """The destination does not let the task go on."""
+        async with open_channel(self._lab.destination) as channel:
+            stub = destination_node_pb2_grpc.DestinationNodeStub(channel)
+            request = destination_node_pb2.ContinueRequest(migration_id=self._id)
+            try:
+                await stub.Continue(request, timeout=LIMIT_S)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                    self._trial.problems.append("nobody is told that the task stands still")
+                return
+            self._trial.problems.append(otherwise)
 
     async def _judge_dead_source(self) -> None:
         """Without the source: the destination has the task, with every byte, or never runs it."""
         trial = self._trial
-        there = await self._destination_state()
-        if there is not Ownership.COMMITTED:
+        there = await self._status()
+        if there is None or there.ownership != Ownership.COMMITTED.value:
             trial.outcome = "died"
+        elif there.post_copy.pages_missing:
+            await self._judge_stranded(there.post_copy)
+        else:
+            trial.outcome = "taken"
+            await self._check_task_there()
+
+    async def _judge_stranded(self, record: common_pb2.PostCopyRecord) -> None:
+        """It stands still, lacks just what never came, and says so."""
+        trial, page_size = self._trial, self._scenario.task.page_size
+        trial.outcome = "stranded"
+        deadline = time.monotonic() + LIMIT_S
+        while not record.halted:
+            if time.monotonic() > deadline:
+                trial.problems.append(f"{record.pages_missing} pages are missing, and it runs on")
+                return
+            await asyncio.sleep(LOOK_S)
+            status = await self._status()
+            if status is None or status.ownership != Ownership.COMMITTED.value:
+                trial.problems.append("the destination has forgotten the task that it took over")
+                return
+            record = status.post_copy
+        trial.error = record.halted
+        named = {
+            (part.pid, address)
+            for part in record.missing
+            for address in range(part.start, part.start + part.pages * page_size, page_size)
+        }
+        if len(named) != record.pages_missing:
+            trial.problems.append(f"{record.pages_missing} pages are missing, {len(named)} named")
+        pages = self._injection.pages
+        if pages is None:
+            trial.problems.append("pages are missing of a task that left none behind")
             return
-        trial.outcome = "taken"
-        task = self._fault.scenario.task
-        request = TaskRequest(task, task.to_struct(), "virtual", Path())
-        until = 0
-        async with open_channel(self._lab.destination) as channel:
-            stub = destination_node_pb2_grpc.DestinationNodeStub(channel)
-            for _ in range(2):  # as it is, and after it ran on
-                reply = await stub.Continue(
-                    destination_node_pb2.ContinueRequest(
-                        migration_id=self._id, until_workload_ns=until
-                    ),
-                    timeout=LIMIT_S,
-                )
-                expected = await asyncio.to_thread(reference_digest, request, reply.operations)
-                if reply.memory_digest != expected:
-                    trial.problems.append("the task does not go on as if nothing had happened")
-                trial.bytes_compared += task.memory
-                until = reply.workload_ns + RUN_ON_NS
+        left_behind, passed = (
+            {
+                (pid, address)
+                for pid, starts, counts in runs
+                for address in from_runs(starts, counts, page_size).tolist()
+            }
+            for runs in (pages.left_behind, pages.passed)
+        )
+        if not left_behind - passed <= named <= left_behind:
+            trial.problems.append("the pages that it names are not those that never came")
+        await self._check_refused("a task without all its pages goes on")
+        again = await self._status()
+        if again is None or again.post_copy != record:
+            trial.problems.append("a task that stands still does something")
 
     async def _destination_state(self) -> Ownership:
         """What the destination says of the migration, asked beside the link."""
+        status = await self._status()
+        return Ownership.NONE if status is None else Ownership(status.ownership)
+
+    async def _status(self) -> destination_node_pb2.MigrationStatus | None:
+        """The same with all else that it says; None if it knows nothing of it."""
         async with open_channel(self._lab.destination) as channel:
             stub = destination_node_pb2_grpc.DestinationNodeStub(channel)
             deadline = time.monotonic() + LIMIT_S
             while True:
                 try:
-                    status = await stub.GetMigration(
+                    return await stub.GetMigration(
                         destination_node_pb2.GetMigrationRequest(migration_id=self._id),
                         timeout=ASK_S,
                     )
-                    return Ownership(status.ownership)
                 except grpc.aio.AioRpcError as error:
                     if error.code() is grpc.StatusCode.NOT_FOUND:
-                        return Ownership.NONE
+                        return None
                     if time.monotonic() > deadline:
                         raise
                 await asyncio.sleep(LOOK_S)

@@ -10,12 +10,11 @@ import pytest
 
 from livemigration.costs import CostSpec
 from livemigration.link import Link
-from predump.hosts import LocalHosts
 from predump.inprocess import migrate_in_process
 from predump.overrides import parse_override
 from predump.result import Result
-from predump.runner import Hosts, run_scenario
 from predump.scenario import Scenario, load_scenario
+from predump.testing.pair import Pair
 from source_node.migration import GATHER_BATCHES
 from tests.e2e import watching
 
@@ -75,18 +74,10 @@ NODES = (
 )
 
 
-def test_rounds_times_and_encodings_are_the_same_with_and_without_grpc() -> None:
-    async def both() -> list[tuple[Result, Result]]:
-        pairs = []
-        async with LocalHosts(64 << 20) as local:
-            hosts = Hosts(local.source.address, local.dest.address)
-            for sets in NODES:
-                what = scenario(*sets)
-                there = await run_scenario(what, hosts=hosts)
-                pairs.append((await migrate_in_process(what), there))
-        return pairs
-
-    for here, there in asyncio.run(both()):
+def test_rounds_times_and_encodings_are_the_same_with_and_without_grpc(predump_pair: Pair) -> None:
+    for sets in NODES:
+        what = scenario(*sets)
+        here, there = asyncio.run(migrate_in_process(what)), predump_pair.migrate(what)
         assert_moved(there)
         assert _repeatable(here) == _repeatable(there)
 
@@ -111,9 +102,9 @@ def test_memory_that_moves_merges_and_goes_away_is_no_trouble_for_deltas(
     )
 
 
-def test_real_time_is_measured_and_memory_arrives() -> None:
+def test_real_time_is_measured_and_memory_arrives(predump_pair: Pair) -> None:
     sets = ("clock=wall", "encoding.kind=auto", "workload.content=text", "link.bandwidth=1Gbit/s")
-    result = asyncio.run(run_scenario(scenario(*sets)))
+    result = predump_pair.migrate(scenario(*sets))
     assert_moved(result)
     assert used(result)["zstd"] > 0
     assert 0 < result.encode_s < result.total_time_s

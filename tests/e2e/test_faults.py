@@ -43,13 +43,20 @@ def test_a_case_that_ends_otherwise_is_told() -> None:
             _expecting("frames-duplicated", "final", outcome="rolled-back"),
             _expecting("frames-duplicated", "final", at="pages"),
             _expecting("disk-full", "commit", says="no such words"),
+            _expecting("frames-truncated", "pages", outcome="stranded"),
+            _expecting("link-cut-for-good", "pages-50%", doubt=False),
         ]
     )
-    assert [t.outcome for t in trials] == ["rolled-back", "migrated", "migrated", "rolled-back"]
+    assert [t.outcome for t in trials] == [
+        *("rolled-back", "migrated", "migrated", "rolled-back"),
+        *("migrated", "migrated"),
+    ]
     assert "it ended rolled-back, not migrated" in trials[0].problems[0]
     assert "it ended migrated, not rolled-back" in trials[1].problems[0]
     assert trials[2].problems == ["the migration never came to the point pages"]
     assert "does not say 'no such words'" in trials[3].problems[0]
+    assert "it ended migrated, not stranded" in trials[4].problems[0]
+    assert trials[5].problems == ["the source is in doubt"]
 
 
 def test_a_short_soak() -> None:

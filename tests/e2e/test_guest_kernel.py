@@ -27,7 +27,7 @@ from predump.conform.operations import Vocabulary, script
 from predump.conform.record import random_requests, record, usable_on
 from predump.conform.trace import read_trace
 
-pytestmark = pytest.mark.alone  # one guest for the whole module, not one for each test process
+pytestmark = pytest.mark.guest
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """

@@ -11,8 +11,8 @@ import pytest
 from predump.inprocess import migrate_in_process
 from predump.overrides import parse_override
 from predump.result import Result
-from predump.runner import run_scenario
 from predump.scenario import Scenario, load_scenario
+from predump.testing.pair import Pair
 from tests.unit.host.kernel_here import PAGE, needs
 
 pytestmark = needs("wp-async")
@@ -59,8 +59,10 @@ def test_on_the_virtual_clock_the_kernel_agrees_with_the_model_in_every_figure(
     assert real.continued_equal is True
 
 
-def test_over_grpc_in_real_time_it_is_verified_byte_by_byte_and_goes_on_equal() -> None:
-    result = asyncio.run(run_scenario(scenario("tracker=host", "clock=wall", "verify.mode=bytes")))
+def test_over_grpc_in_real_time_it_is_verified_byte_by_byte_and_goes_on_equal(
+    predump_pair: Pair,
+) -> None:
+    result = predump_pair.migrate(scenario("tracker=host", "clock=wall", "verify.mode=bytes"))
     assert result.exit_code == 0, result.error
     assert result.continued_equal is True
     assert result.owner == "destination"

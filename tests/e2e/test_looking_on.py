@@ -111,6 +111,48 @@ async def test_lost_pages_are_told_with_their_addresses(predump_pair: Pair) -> N
     ranges = [m.model_dump(mode="json") for m in result.mismatches]
     assert told["mismatches"] == ranges[: len(told["mismatches"])]
     assert len(told["mismatches"]) == min(len(ranges), 200)
+    # The list is cut, the map is not.
+    last = source.of("pages")[-1]
+    (mapping,) = last["vmas"]
+    by_cell = [0] * len(mapping["different"])
+    for wrong in result.mismatches:
+        for page in range(wrong.pages):
+            at = int(wrong.start, 16) + page * last["page_size"] - int(mapping["start"], 16)
+            by_cell[at // last["cell_bytes"]] += 1
+    assert mapping["different"] == by_cell
+
+
+async def test_pages_that_come_later_are_told_while_they_come(predump_pair: Pair) -> None:
+    hosts = Hosts(predump_pair.source.address, predump_pair.destination.address)
+    source = Heard()
+    listening = asyncio.create_task(source.listen(hosts.source))
+    slow = ("clock=wall", "policy.kind=post-copy", "link.bandwidth=60Mbit/s", "name=lazy")
+    result = await run_scenario(scenario(*slow, "workload.rate=500 pages/s"), hosts=hosts)
+    told = await source.until("state", migration_id=result.migration_id, verified=True)
+    listening.cancel()
+    with suppress(asyncio.CancelledError, grpc.aio.AioRpcError):
+        await listening
+    later = result.post_copy
+    assert later is not None and later.pages_lazy > 0
+    assert told["name"] == "lazy"
+    for name, value in told["post_copy"].items():
+        assert value == (getattr(later, name) or "" if name == "halted" else getattr(later, name))
+    serving = [pages for pages in source.of("pages") if pages["serving"]]
+    assert serving and {pages["over"] for pages in serving} == {False}
+    pending = [pages["pages_pending"] for pages in serving]
+    assert pending == sorted(pending, reverse=True) and pending[0] > pending[-1]
+    for pages in serving:
+        (vma,) = pages["vmas"]
+        assert (sum(vma["sent"]), sum(vma["pending"])) == (
+            pages["pages_sent"],
+            pages["pages_pending"],
+        )
+    last = source.of("pages")[-1]
+    assert (last["serving"], last["over"]) == (False, True)
+    assert last["pages_pending"] == later.pages_dropped
+    assert last["bytes_wire"] == sum(r.bytes_wire for r in result.rounds) + later.bytes_wire
+    states = [state for state in source.of("state") if state["state"] == "serve"]
+    assert {state["owner"] for state in states} == {"destination"}
 
 
 async def test_a_policy_can_be_changed_while_rounds_go_on_and_not_afterwards(

@@ -16,8 +16,8 @@ from mm_model import FaultStats, Machine
 from predump.inprocess import InProcessTransport, migrate_in_process
 from predump.overrides import parse_override
 from predump.result import Result
-from predump.runner import run_scenario
 from predump.scenario import load_scenario
+from predump.testing.pair import Pair
 from tests.e2e.watching import SCENARIOS, Watch, migrate, scenario
 
 EVERY_SIZE = pytest.mark.parametrize("page_size", [4096, 16384, 65536])
@@ -185,6 +185,50 @@ def test_children_and_swap(
     assert getattr(stats[0], happened) > 0
 
 
+@pytest.mark.parametrize(
+    ("mode", "rounds"),
+    [("final", [64, 0, 0, 0, 256]), ("rounds", [320, 256, 256, 256, 256])],
+)
+def test_shared_memory_goes_while_the_task_is_frozen(mode: str, rounds: list[int]) -> None:
+    """Also when every round has it: no tracker says what of it has changed."""
+    sets = (
+        "workload.setup=map 0 anon-private 64; map 1 anon-shared 256; write 0 0 64; write 1 0 256",
+        "workload.script=write 1 0 8",
+        "policy.kind=fixed",
+        "policy.rounds=3",
+    )
+    result = migrate(scenario("files", 4096, *sets, f"shared_memory={mode}"))
+    assert_moved(result)
+    assert [r.pages_sent for r in result.rounds] == rounds
+    transfer = 256 * 4096 * 8 / 20e6
+    assert transfer <= result.downtime_s.transfer < 1.2 * transfer
+
+
+UNMAPPED = (
+    "workload.setup=map 0 anon-shared 256; write 0 0 256; munmap 0 64 192; "
+    "map 1 anon-private 8; write 1 0 8",
+    "workload.script=" + 40 * "write 1 0 1; " + "mexpand 0 0 64 256; write 0 100 1",
+    "workload.every=10ms",
+    "link.bandwidth=1Gbit/s",
+    "policy.kind=fixed",
+    "policy.rounds=2",
+    "migration.run_after=405ms",
+)
+"""A part of shared memory is unmapped until the task is over there."""
+
+
+@pytest.mark.parametrize(("mode", "early"), [("final", False), ("rounds", True)])
+def test_shared_memory_that_is_unmapped_for_a_while_is_there_when_it_is_mapped_again(
+    mode: str, early: bool
+) -> None:
+    """munmap of a part, and over there mremap, which shows it again, as it was."""
+    result = migrate(scenario("files", 4096, *UNMAPPED, f"shared_memory={mode}"))
+    assert_moved(result)
+    *before, final = [r.pages_sent for r in result.rounds]
+    assert final >= 256
+    assert [count >= 256 for count in before] == [early] * 3
+
+
 @EVERY_SIZE
 def test_shared_memory_given_back_after_it_was_sent_is_a_hole_at_the_destination(
     monkeypatch: pytest.MonkeyPatch, page_size: int
@@ -195,6 +239,7 @@ def test_shared_memory_given_back_after_it_was_sent_is_a_hole_at_the_destination
         "workload.every=5ms",
         "policy.kind=fixed",
         "policy.rounds=3",
+        "shared_memory=rounds",
     )
     for bandwidth in ("2Mbit/s", "20Mbit/s"):  # long after round 0, and while it goes on
         seen = watched(monkeypatch, "files", page_size, *sets, f"link.bandwidth={bandwidth}")
@@ -229,9 +274,11 @@ def test_a_huge_page_of_512_megabytes_is_split(monkeypatch: pytest.MonkeyPatch) 
         ("hugetlb", 4096, []),
     ],
 )
-def test_two_processes_do_the_same(name: str, page_size: int, sets: list[str]) -> None:
+def test_two_processes_do_the_same(
+    name: str, page_size: int, sets: list[str], predump_pair: Pair
+) -> None:
     what = scenario(name, page_size, *sets)
-    there = asyncio.run(run_scenario(what))
+    there = predump_pair.migrate(what)
     assert_moved(there)
     here = migrate(what)
     assert [r.model_dump() for r in there.rounds] == [r.model_dump() for r in here.rounds]
@@ -335,11 +382,16 @@ class KeptTransport(InProcessTransport):
         self.incoming = IncomingTask.prepare(request, self.store)
 
 
-@pytest.mark.parametrize("name", ["files", "ksm", "contpte", "hugetlb"])
-def test_a_destination_that_dies_has_all_of_it_again(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "sets"),
+    [("files", ()), ("ksm", ()), ("contpte", ()), ("hugetlb", ()), ("files", UNMAPPED)],
+)
+def test_a_destination_that_dies_has_all_of_it_again(
+    tmp_path: Path, name: str, sets: tuple[str, ...]
+) -> None:
     """Files, advice and locks as well: the task goes on from the hand-over as it did before."""
     there = KeptTransport(tmp_path / "state")
-    result = asyncio.run(migrate_in_process(scenario(name), transport=there))
+    result = asyncio.run(migrate_in_process(scenario(name, 4096, *sets), transport=there))
     assert_moved(result)
     first = there.incoming
     assert first is not None and first.execution is not None

@@ -10,10 +10,10 @@ import pytest
 
 from predump.inprocess import DirectChannel, InProcessTransport, migrate_in_process
 from predump.result import Result
-from predump.runner import run_scenario
 from predump.scenario import Scenario, scenario_from_mapping
 from predump.sweep import ResultStore, load_grid
 from predump.sweep.store import Finished
+from predump.testing.pair import Pair
 from source_node.page_server import PageServer
 
 ZIPF = {"kind": "zipf", "rate": "20000 pages/s", "write_size": 64}
@@ -82,9 +82,9 @@ def test_the_downtime_does_not_depend_on_the_memory_but_the_total_time_does() ->
     assert large.post_copy.residual_s == pytest.approx(4 * small.post_copy.residual_s, rel=0.05)
 
 
-def test_the_same_pages_and_times_through_grpc_and_in_one_process() -> None:
+def test_the_same_pages_and_times_through_grpc_and_in_one_process(predump_pair: Pair) -> None:
     made = scenario({"kind": "post-copy"}, {**ZIPF, "kind": "hotspot"})
-    near, far = in_process(made), asyncio.run(run_scenario(made))
+    near, far = in_process(made), predump_pair.migrate(made)
     check_whole(far)
     same = {"migration_id", "wall_s", "transfer_wall_s", "versions"}
     assert far.model_dump(exclude=same) == near.model_dump(exclude=same)

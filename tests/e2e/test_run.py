@@ -11,6 +11,7 @@ from predump.overrides import parse_override
 from predump.result import Result
 from predump.runner import run_scenario
 from predump.scenario import Scenario, load_scenario
+from predump.testing.pair import Pair
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = ROOT / "scenarios/quickstart.toml"
@@ -33,8 +34,9 @@ def repeatable(result: Result) -> dict[str, Any]:
     return data
 
 
-def test_quickstart_twice_is_the_same_in_every_field() -> None:
-    first, second = run(), run()
+def test_quickstart_twice_is_the_same_in_every_field(predump_pair: Pair) -> None:
+    """With two nodes of its own, and with two that have done other things before."""
+    first, second = run(), predump_pair.migrate(scenario())
     assert repeatable(first) == repeatable(second)
     assert first.verified
     assert first.continued_equal is True
@@ -43,14 +45,14 @@ def test_quickstart_twice_is_the_same_in_every_field() -> None:
     assert first.exit_code == 0
 
 
-def test_rounds_and_times_are_the_same_with_and_without_grpc() -> None:
+def test_rounds_and_times_are_the_same_with_and_without_grpc(predump_pair: Pair) -> None:
     here = asyncio.run(migrate_in_process(scenario(QUICKSTART, *SMALL)))
-    there = run(QUICKSTART, *SMALL)
+    there = predump_pair.migrate(scenario(QUICKSTART, *SMALL))
     assert repeatable(here) == repeatable(there)
 
 
-def test_without_the_hunk_exactly_the_lost_pages_differ() -> None:
-    result = run(QUICKSTART, *SMALL, "hunks.off=ptep_set_access_flags")
+def test_without_the_hunk_exactly_the_lost_pages_differ(predump_pair: Pair) -> None:
+    result = predump_pair.migrate(scenario(QUICKSTART, *SMALL, "hunks.off=ptep_set_access_flags"))
     assert not result.verified
     assert result.exit_code == 3
     assert result.pages_lost > 0
@@ -84,8 +86,10 @@ def test_every_page_size_with_and_without_hardware_dirty_bits(
 
 
 @pytest.mark.parametrize("page_size", [16384, 65536])
-def test_larger_pages_between_processes(page_size: int) -> None:
-    result = run(QUICKSTART, *SMALL, f"page_size={page_size}", "verify.mode=bytes")
+def test_larger_pages_between_processes(page_size: int, predump_pair: Pair) -> None:
+    result = predump_pair.migrate(
+        scenario(QUICKSTART, *SMALL, f"page_size={page_size}", "verify.mode=bytes")
+    )
     assert result.exit_code == 0
 
 

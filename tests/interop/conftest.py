@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.interop import memtouch
-from tests.interop.criu_guest import CriuGuest, boot
+from tests.interop.criu_guest import CriuGuest, boot, build
 from tests.interop.real_criu import ROOT, SUITES, RealCriu, fetched
+
+HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module", params=SUITES)
@@ -22,15 +24,22 @@ def real_criu(request: pytest.FixtureRequest) -> RealCriu:
 @pytest.fixture(scope="session")
 def memtouch_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A program that knows what its memory must be (memtouch.c)."""
-    return memtouch.build(tmp_path_factory.mktemp("memtouch") / "memtouch")
+    return build(memtouch.SOURCE, tmp_path_factory.mktemp("memtouch") / "memtouch")
 
 
 @pytest.fixture(scope="session")
-def criu_guest(memtouch_program: Path) -> Iterator[CriuGuest]:
-    """A booted guest with CRIU in all versions, and memtouch."""
+def sharing_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A program with memory of every kind (sharing.c)."""
+    return build(HERE / "sharing.c", tmp_path_factory.mktemp("sharing") / "sharing")
+
+
+@pytest.fixture(scope="session")
+def criu_guest(memtouch_program: Path, sharing_program: Path) -> Iterator[CriuGuest]:
+    """A booted guest with CRIU in all versions, and both programs."""
     versions = {criu.name: criu.root for criu in map(fetched, SUITES)}
+    programs = {"memtouch": memtouch_program, "sharing": sharing_program}
     kernel, busybox = (_guest_file(what) for what in ("image", "busybox"))
-    with boot(kernel, busybox, versions, {"memtouch": memtouch_program}) as guest:
+    with boot(kernel, busybox, versions, programs) as guest:
         yield guest
 
 

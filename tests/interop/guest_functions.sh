@@ -28,3 +28,12 @@ passes() {
   done
   return 1
 }
+
+# stepped STATUS STEP: waits until a program's status file says that it has taken the step, for 60 s.
+stepped() {
+  for _ in $(seq 600); do
+    [ "$(cat "$1" 2> /dev/null)" = "step=$2" ] && return
+    usleep 100000
+  done
+  return 1
+}

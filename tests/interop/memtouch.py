@@ -6,7 +6,6 @@ The constants are those of the C file: keep both in step.
 from __future__ import annotations
 
 import re
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -42,13 +41,6 @@ class Status:
         if found is None:
             raise ValueError(f"no status: {text!r}")
         return cls(int(found[1]), int(found[2]), found[3])
-
-
-def build(program: Path) -> Path:
-    """Compiles the program, statically: it needs no library where it runs."""
-    command = ["gcc", "-O2", "-static", "-Wall", "-Wextra", "-Werror", "-o", program, SOURCE]
-    subprocess.run(command, check=True)
-    return program
 
 
 def in_regions(address: int) -> bool:

@@ -45,9 +45,10 @@ _ANONYMOUS: Final = MAP_ANONYMOUS | MAP_FIXED
 
 
 def modelled_rounds(arch: str, rounds: int) -> list[list[set[int]]]:
-    """What the model's source would send of the parent and the child: private pages, by round.
+    """What the model's source would send of the parent and the child, by round.
 
-    In round k both have taken step k, and the last round is the final one.
+    In round k both have taken step k, and the last round is the final one, which has the shared
+    memory, too.
     """
     task = Task(Machine(ModelConfig(frames=4096, arch=arch)))
     parent = task.processes[ROOT]
@@ -73,14 +74,9 @@ def modelled_rounds(arch: str, rounds: int) -> list[list[set[int]]]:
                 mm.munmap(min(mapped_pages(1)), MAPPED_PAGES * PAGE)
         scan = tracker.scan(task, first=step == 1, final=step == rounds)
         tracker.reset(task)
-        sent.append([_private_ones(process.send) for process in scan.processes])
+        sent.append([set(process.send.tolist()) for process in scan.processes])
     task.release()
     return sent
-
-
-def _private_ones(addresses: NDArray[np.uint64]) -> set[int]:
-    end = SHARED + SHARED_PAGES * PAGE
-    return {page for page in addresses.tolist() if not SHARED <= page < end}
 
 
 def _store(mm: Mm, pages: set[int], value: int) -> None:

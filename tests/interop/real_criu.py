@@ -24,6 +24,7 @@ class RealCriu:
     version: tuple[int, ...]
     criu: Path
     crit: Path
+    crun: Path
     root: Path
 
     @property
@@ -75,4 +76,5 @@ def fetched(suite: str) -> RealCriu:
     criu = _fetch("criu", suite)
     said = _run([criu, "--version"], check=True, timeout=60).stdout
     version = tuple(map(int, said.splitlines()[0].removeprefix("Version:").strip().split(".")))
-    return RealCriu(suite, version, criu, _fetch("crit", suite), _fetch("root", suite))
+    crit, crun, root = (_fetch(what, suite) for what in ("crit", "crun", "root"))
+    return RealCriu(suite, version, criu, crit, crun, root)

@@ -1,7 +1,7 @@
 """Real clients of CRIU's RPC and command line, against simulated tasks.
 
-libcriu and pycriu of each CRIU that can be had; runc, which drives CRIU by go-criu; the command
-lines of LXC; and real `criu service`, asked what our service is asked.
+libcriu and pycriu of each CRIU that can be had; the command lines of LXC; and real `criu service`,
+asked what our service is asked. Container engines: test_container_tools.py.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,66 +22,13 @@ import pytest
 from livemigration.costs import CostSpec
 from livemigration.criu.pb import rpc_pb2
 from livemigration.criu.rpc.client import RpcClient, RpcError
-from livemigration.criu.rpc.service import serving
 from livemigration.snapshot import digest_task
-from predump.criu_host.host import HostConfig, SimulatedHost
 from predump.criu_host.restore import load_images
-from predump.criu_shim.install import install
-from predump.scenario import Scenario, scenario_from_mapping
 from tests.interop.real_criu import RealCriu
+from tests.interop.simulated_host import ran, scenario, simulated
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-
-
-def scenario() -> Scenario:
-    return scenario_from_mapping(
-        {
-            "schema": "predump.scenario/1",
-            "name": "store",
-            "memory": "1MiB",
-            "workload": {"kind": "hotspot", "rate": "400 pages/s"},
-        }
-    )
-
-
-@asynccontextmanager
-async def simulated(
-    folder: Path, config: HostConfig | None = None
-) -> AsyncIterator[tuple[SimulatedHost, dict[str, str]]]:
-    """A host that serves, and the environment in which `criu` is ours and asks it."""
-    host = SimulatedHost(config)
-    path = folder / "criu.socket"
-    shim = install(folder / "bin")
-    environment = {
-        **os.environ,
-        "PREDUMP_CRIU_SOCKET": str(path),
-        "PATH": f"{shim.parent}:{os.environ['PATH']}:/usr/sbin:/sbin",
-    }
-    try:
-        async with serving(path, host):
-            yield host, environment
-    finally:
-        await host.close()
-
-
-async def ran(
-    *command: object, environment: dict[str, str], folder: Path, status: int = 0
-) -> subprocess.CompletedProcess[str]:
-    """Runs a command while the host serves it."""
-    done = await asyncio.to_thread(
-        subprocess.run,
-        [str(part) for part in command],
-        env=environment,
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == status, f"{done.args}: {done.stdout}{done.stderr}"
-    return done
 
 
 @pytest.fixture(scope="session")
@@ -176,102 +121,6 @@ async def test_pycriu(tmp_path: Path, real_criu: RealCriu) -> None:
             assert any("PE_PARENT" in entry.get("flags", "") for entry in entries) == (number > 0)
         assert str(task.pid) in real_criu.decode("x", tmp_path / "3", "ps").stdout
         real_criu.run("dedup", "-D", tmp_path / "3")
-
-
-# -- runc
-
-
-@pytest.fixture(scope="session")
-def runc() -> str:
-    """runc, which comes with Docker on Debian; installed where it is missing."""
-    path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
-    if shutil.which("runc", path=path) is None:
-        subprocess.run([ROOT / "scripts" / "apt-install.sh", "runc"], check=True)
-    found = shutil.which("runc", path=path)
-    assert found is not None
-    return found
-
-
-@contextmanager
-def container(runc: str, folder: Path) -> Iterator[list[str]]:
-    """A running container `before` of a program that only waits; the runc command around it."""
-    bundle = folder / "bundle"
-    (bundle / "rootfs").mkdir(parents=True)
-    source = folder / "wait.c"
-    source.write_text("#include <unistd.h>\nint main(void) { for (;;) pause(); }\n")
-    subprocess.run(["cc", "-static", "-o", bundle / "rootfs" / "wait", source], check=True)
-    subprocess.run([runc, "spec"], cwd=bundle, check=True)
-    config = json.loads((bundle / "config.json").read_text())
-    config["process"] |= {"args": ["/wait"], "terminal": False}
-    config["root"]["readonly"] = False
-    (bundle / "config.json").write_text(json.dumps(config))
-    command = [runc, "--root", str(folder / "state")]
-    with (folder / "run.log").open("w") as log:
-        started = subprocess.run(
-            [*command, "run", "-d", "before"],
-            cwd=bundle,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,  # the container keeps it open
-            stderr=log,
-            check=False,
-        )
-    if started.returncode:
-        pytest.fail(f"runc starts no container here: {(folder / 'run.log').read_text()}")
-    try:
-        yield command
-    finally:
-        for name in ("before", "after"):
-            subprocess.run([*command, "delete", "-f", name], capture_output=True, check=False)
-
-
-def status_of(command: list[str], name: str) -> str:
-    state = subprocess.run([*command, "state", name], capture_output=True, text=True, check=False)
-    return str(json.loads(state.stdout)["status"]) if state.returncode == 0 else "none"
-
-
-async def test_runc_checkpoints_and_restores_a_container(tmp_path: Path, runc: str) -> None:
-    """runc asks by go-criu for the version and memory tracking, and by `criu swrk` for the rest.
-
-    The container is real and the memory simulated: the container's process stands for the task.
-    """
-    with container(runc, tmp_path) as command:
-        config = HostConfig(adopt=scenario())
-        async with simulated(tmp_path, config) as (host, environment):
-
-            async def checkpoint(
-                number: int, *more: str, last: int | None = None, status: int = 0
-            ) -> str:
-                images = tmp_path / str(number)
-                last = number - 1 if last is None else last
-                parent = ["--parent-path", f"../{last}"] if number else []
-                arguments = ["checkpoint", *more, *parent, "--image-path", str(images)]
-                done = await ran(
-                    *(*command, *arguments, "before"),
-                    environment=environment,
-                    folder=tmp_path,
-                    status=status,
-                )
-                return done.stderr
-
-            for number in range(3):
-                await checkpoint(number, "--pre-dump")
-                assert status_of(command, "before") == "running"
-            ((pid, task),) = host.tasks.items()
-            said = await checkpoint(7, "--pre-dump", last=0, status=1)
-            assert "../0 is not the last dump" in (tmp_path / "7" / "dump.log").read_text(), said
-            await checkpoint(3)
-            assert status_of(command, "before") == "none"
-            assert pid not in host.tasks
-            restore = ["restore", "-d", "-b", tmp_path / "bundle", "--image-path", tmp_path / "3"]
-            await ran(*command, *restore, "after", environment=environment, folder=tmp_path)
-            assert status_of(command, "after") == "running"
-            ((again, restored),) = host.tasks.items()
-            assert restored.workload.ops_done >= task.workload.ops_done
-            # runc stops the container, and the task is gone with it.
-            kill = [*command, "kill", "after", "KILL"]
-            await ran(*kill, environment=environment, folder=tmp_path)
-            await asyncio.wait_for(host.wait(again), 60)
-            assert host.tasks == {}
 
 
 # -- the command line

@@ -94,7 +94,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "64K pages": {"page_size": 65536, "memory": "2MiB"},
     "real images": {
         "source": {"images": str(DATA / "full-4.2.1")},
-        "workload": {"kind": "uniform", "rate": "2000 pages/s"},
+        "workload": {"kind": "uniform", "rate": "50000 pages/s"},
     },
 }
 

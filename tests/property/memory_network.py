@@ -9,7 +9,7 @@ after it, and a new one starts with the same state directory, or with another.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -52,6 +52,7 @@ class _Context:
         self._metadata = metadata
         self.inbox: asyncio.Queue[Any] = asyncio.Queue()
         self.outbox: asyncio.Queue[Any] = asyncio.Queue()
+        self.begun = asyncio.Event()
 
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
         return self._metadata
@@ -65,7 +66,8 @@ class _Context:
     async def write(self, message: Any) -> None:
         self.outbox.put_nowait(message)
 
-    async def send_initial_metadata(self, metadata: Any) -> None: ...
+    async def send_initial_metadata(self, metadata: Any) -> None:
+        self.begun.set()
 
 
 class Silent(Telemetry):
@@ -90,11 +92,15 @@ class Network:
         self._streams: set[MemoryStream] = set()
         self.again: list[tuple[str, bytes]] = []  # requests that may arrive once more
         self._changing = asyncio.Lock()
+        self._changes: set[asyncio.Future[None]] = set()
         self.check: Callable[[], None] = lambda: None
         self.log: list[str] = []
 
     async def start(self, directory: str = "home") -> None:
         """A new process, unless there is one."""
+        await self._to_its_end(self._start(directory))
+
+    async def _start(self, directory: str) -> None:
         async with self._changing:
             if self.node is not None:
                 return
@@ -118,6 +124,9 @@ class Network:
 
     async def crash(self) -> None:
         """The process is gone: what it had in memory, its connections, its lock."""
+        await self._to_its_end(self._crash())
+
+    async def _crash(self) -> None:
         async with self._changing:
             node, self.node = self.node, None
             for stream in list(self._streams):
@@ -127,8 +136,19 @@ class Network:
                 for step in steps:
                     step.cancel()
                 await asyncio.gather(*steps, return_exceptions=True)
+                await node._stop_post_copy()  # its threads
                 await asyncio.to_thread(node._pool.shutdown)
                 self._store.close()
+
+    async def _to_its_end(self, change: Coroutine[Any, Any, None]) -> None:
+        """Whoever waits for it: a caller that loses its patience cannot keep a process half dead.
+
+        What else changes the process waits for this one.
+        """
+        task = asyncio.ensure_future(change)
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+        await asyncio.shield(task)
 
     @property
     def state(self) -> Ownership:
@@ -239,6 +259,7 @@ class MemoryStream:
         self._work: asyncio.Task[None] | None = None
         if handler is None:
             self._end = _error(grpc.StatusCode.UNAVAILABLE, broken)
+            self._context.begun.set()
             self._context.outbox.put_nowait(grpc.aio.EOF)
         else:
             self._work = asyncio.ensure_future(handler(None, self._context))
@@ -258,6 +279,7 @@ class MemoryStream:
                 )
         self._end = self._end or end
         self._network.closed(self)
+        self._context.begun.set()
         self._context.outbox.put_nowait(grpc.aio.EOF)
         self._network.check()
 
@@ -314,6 +336,12 @@ class MemoryStream:
         assert self._end is not None
         if self._end.code() is not grpc.StatusCode.OK:
             raise self._end
+
+    async def initial_metadata(self) -> None:
+        await self._context.begun.wait()
+
+    def done(self) -> bool:
+        return self._end is not None
 
     async def code(self) -> grpc.StatusCode:
         assert self._end is not None

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import errno
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -340,27 +341,44 @@ class Both:
     def check_soft_dirty(self) -> None:
         """No written private page that is there is reported clean."""
         for mm, process in self.tasks:
+            written = np.array([n for n, page in process.pages.items() if page.written], np.int64)
             for region in range(REGIONS + FREE_REGIONS):
                 first = self.first(region)
                 entries = mm.pagemap(self.address(first), self.region_pages)
-                for number, entry in enumerate(entries, start=first):
-                    page = process.pages.get(number)
-                    if page is not None and page.written:
-                        assert entry & (PRESENT | SWAP), f"page {number:#x}: written, but gone"
-                        assert entry & SOFT_DIRTY, f"page {number:#x}: written, reported clean"
+                here = written[(written >= first) & (written < first + self.region_pages)]
+                for bits, what in ((PRESENT | SWAP, "gone"), (SOFT_DIRTY, "reported clean")):
+                    wrong = here[entries[here - first] & bits == 0]
+                    assert not wrong.size, f"page {int(wrong[0]):#x}: written, but {what}"
 
     def check_content(self, look: Callable[[Mm, int, int], bytes], *, beneath: bool) -> None:
         """``look`` sees the reference's bytes; ``beneath``: also of pages mapped from an object."""
         for mm, process in self.tasks:
-            for number, page in process.pages.items():
-                if not process.may_read(number) or (page.beneath is not None and not beneath):
-                    continue
-                seen = look(mm, self.address(number), self.page_size)
-                allowed = process.allowed(number)
-                assert seen in allowed, (
-                    f"page {number:#x}: {seen[:16].hex()}..., not "
-                    f"{' or '.join(sorted(content[:16].hex() for content in allowed))}"
-                )
+            numbers = sorted(
+                number
+                for number, page in process.pages.items()
+                if process.may_read(number) and (page.beneath is None or beneath)
+            )
+            for run in _runs(numbers):
+                seen = look(mm, self.address(run[0]), len(run) * self.page_size)
+                if seen != b"".join(map(process.content, run)):
+                    self._check_pages(process, run, seen)
+
+    def _check_pages(self, process: Process, run: list[int], seen: bytes) -> None:
+        """Each page is what it may be; MADV_FREE leaves that open."""
+        for start, number in enumerate(run):
+            page = seen[start * self.page_size : (start + 1) * self.page_size]
+            allowed = process.allowed(number)
+            assert page in allowed, (
+                f"page {number:#x}: {page[:16].hex()}..., not "
+                f"{' or '.join(sorted(content[:16].hex() for content in allowed))}"
+            )
+        assert len(seen) == len(run) * self.page_size
+
+
+def _runs(numbers: list[int]) -> Iterator[list[int]]:
+    """Pages that lie next to each other, in order."""
+    for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
+        yield [number for _, number in run]
 
 
 # -- random operations ------------------------------------------------------------------------

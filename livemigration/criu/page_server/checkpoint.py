@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Final, Self
 
 from livemigration.criu.errors import ImageError
+from livemigration.criu.listed_pages import ListedPages
 from livemigration.criu.magic import PageFlags
-from livemigration.criu.page_images import PageImage, PageRanges
+from livemigration.criu.page_images import PageImage
 from livemigration.criu.page_server.protocol import PageServerError, Target
-from livemigration.criu.page_writer import Flavour
+from livemigration.criu.pagemap_entries import Flavour
 
 FIRST_PAGES_ID: Final = 0x10001
 """What a real page server numbers its first pages file."""
@@ -83,7 +84,7 @@ class Checkpoint:
         self._images: dict[Target, PageImage] = {}
         self._current: PageImage | None = None
         self._current_target: Target | None = None
-        self._ranges: PageRanges | None = None  # of the current image in the parent
+        self._ranges: ListedPages | None = None  # of the current image in the parent
         self._bytes = 0
         self._room = 0
         try:
@@ -130,7 +131,7 @@ class Checkpoint:
         known = self.in_parent(target)
         if known:
             assert self._parent is not None
-            self._ranges = PageRanges.of(self._parent / target.pagemap_name, self.page_size)
+            self._ranges = ListedPages.of(self._parent / target.pagemap_name, self.page_size)
         pages_id = FIRST_PAGES_ID + len(self._images)
         self._current = self._images[target] = PageImage(
             self.folder,

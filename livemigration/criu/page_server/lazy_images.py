@@ -80,7 +80,7 @@ def fetch_into(folder: Path, out: Path, client: LazyClient, page_size: int) -> F
 
     `out` must not be there; it appears when it is complete. Raises ImageError, PageServerError.
     """
-    part = out.with_name(out.name + ".part")
+    part = out.with_name(f"{out.name}.{os.getpid()}.part")  # nobody else's, to be removed again
     fetched = copied = 0
     if out.exists():
         raise ImageError(out, "is there already", "give a new directory")

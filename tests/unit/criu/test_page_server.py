@@ -29,8 +29,8 @@ from livemigration.criu.page_server.protocol import (
 )
 from livemigration.criu.page_server.receiver import Receiver
 from livemigration.criu.page_server.sender import Sender
-from livemigration.criu.page_writer import Flavour
 from livemigration.criu.pagemap import read_page_set
+from livemigration.criu.pagemap_entries import Flavour
 
 from .page_server_peer import PAGE, adding, closing, converse, opening, process
 

@@ -50,6 +50,15 @@ def checksum(frame: common_pb2.TransferFrame) -> int:
     return xxhash.xxh3_64_intdigest(whole + frame.pages)
 
 
+def sealed(frame: common_pb2.TransferFrame) -> bytes:
+    """The frame as it goes out: what opens or closes a round gets its checksum."""
+    for name in ("begin", "end"):
+        if frame.HasField(name):
+            body = getattr(frame, name).SerializeToString(deterministic=True)
+            frame.checksum = xxhash.xxh3_64_intdigest(body)
+    return frame.SerializeToString(deterministic=True)
+
+
 @dataclass
 class Sender:
     """A task and the frames that bring it elsewhere, numbered as they are made."""
@@ -162,7 +171,7 @@ class Sender:
         frames = [self.begin(final=final, workload=workload)]
         frames += [self.pages(addresses, pid=pid) for pid, addresses in send.items()]
         frames.append(self.end(sum(a.size for a in send.values()), final=final))
-        return [frame.SerializeToString() for frame in frames]
+        return [sealed(frame) for frame in frames]
 
     def memory_digest(self) -> str:
         """What a destination that is equal has as well."""

@@ -128,3 +128,28 @@ def test_a_folder_that_cannot_be_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "criu").write_text("a file")
     with pytest.raises(BadRequest, match="make it writable"):
         CriuPages(tmp_path, CriuPagesConfig("127.0.0.1:0"))
+
+
+def test_a_dump_whose_record_cannot_be_written_stands_in_nobodys_way(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The client is not told that all is kept, and the next one gets the next number."""
+    with serving(tmp_path) as pages:
+        blocked = tmp_path / "criu" / "1" / "1.part"
+        blocked.mkdir(parents=True)
+        assert say(pages, OPEN, ONE_PAGE, CLOSE) == b"\0"
+        assert say(pages, OPEN, ONE_PAGE, CLOSE) == struct.pack("<Bi", 0, 0)
+        first, second = came(pages)
+    assert (first.complete, second.complete, second.number) == (False, True, 2)
+    assert "make room" in first.error
+    assert not (Path(second.folder) / "parent").exists()
+    assert len(caplog.messages) == 1
+
+
+def test_digests_are_told_though_there_is_no_room_to_keep_them(tmp_path: Path) -> None:
+    with serving(tmp_path) as pages:
+        say(pages, OPEN, ONE_PAGE, CLOSE)
+        (tmp_path / "criu" / "1" / "1.part").mkdir()
+        (first,), (again,) = came(pages), came(pages)
+    assert first.complete and again.complete
+    assert first.digest == again.digest != ""

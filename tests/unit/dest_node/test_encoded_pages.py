@@ -15,7 +15,7 @@ import zstandard
 from dest_node.incoming import IncomingTask, Request
 from livemigration.errors import DamagedFrame
 from livemigration.v1 import common_pb2
-from tests.unit.dest_node.sender import PAGE, Sender, page, u64
+from tests.unit.dest_node.sender import PAGE, Sender, page, sealed, u64
 
 Frame = common_pb2.TransferFrame
 ZSTD = common_pb2.PAGE_ENCODING_ZSTD
@@ -77,7 +77,7 @@ def begin(sender: Sender, cache_pages: int = 4) -> Frame:
 
 def apply(incoming: IncomingTask, *frames: Frame) -> None:
     for frame in frames:
-        incoming.apply(frame.SerializeToString())
+        incoming.apply(sealed(frame))
 
 
 def refusal(incoming: IncomingTask, frame: Frame) -> str:

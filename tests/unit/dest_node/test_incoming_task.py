@@ -33,7 +33,7 @@ from mm_model import (
     MmError,
 )
 from source_node.tracker import Tracker
-from tests.unit.dest_node.sender import BASE, PAGE, RW, Sender, checksum, page, u64
+from tests.unit.dest_node.sender import BASE, PAGE, RW, Sender, checksum, page, sealed, u64
 
 Frame = common_pb2.TransferFrame
 WRITTEN = (0, 1, 2, 3, 5, 6)
@@ -72,7 +72,7 @@ def refusal(incoming: IncomingTask, frame: Frame) -> str:
     """The line in which a frame is refused, which does not count as applied."""
     before = incoming.sequence
     with pytest.raises(DamagedFrame) as refused:
-        incoming.apply(frame.SerializeToString())
+        incoming.apply(sealed(frame))
     assert incoming.sequence == before
     line = str(refused.value)
     assert line
@@ -239,7 +239,7 @@ def test_bytes_that_are_no_frame_are_refused(
 def test_pages_outside_of_the_areas_are_refused(
     sender: Sender, incoming: IncomingTask, place: str, address: int
 ) -> None:
-    incoming.apply(sender.begin().SerializeToString())
+    incoming.apply(sealed(sender.begin()))
     if place == "run":
         frame = sender.frame(pid=1, run_start=[address], run_pages=[1], pages=bytes(PAGE))
     else:
@@ -251,7 +251,7 @@ def test_pages_outside_of_the_areas_are_refused(
 def test_pages_of_a_process_that_is_not_there_are_refused(
     sender: Sender, incoming: IncomingTask
 ) -> None:
-    incoming.apply(sender.begin().SerializeToString())
+    incoming.apply(sealed(sender.begin()))
     frame = sender.pages(u64(page(0)))
     frame.pid = 7
     assert refusal(incoming, frame) == "frame 2 is for process 7, unknown here"
@@ -266,7 +266,7 @@ def test_pages_outside_of_a_round_are_refused(sender: Sender, incoming: Incoming
 def test_a_round_with_another_number_of_pages_than_it_says_is_refused(
     sender: Sender, incoming: IncomingTask, claimed: int
 ) -> None:
-    apply(incoming, [sender.begin().SerializeToString(), sender.pages().SerializeToString()])
+    apply(incoming, [sealed(sender.begin()), sender.pages().SerializeToString()])
     wanted = f"round 0: 6 pages arrived, {claimed} were sent"
     assert refusal(incoming, sender.end(claimed)) == wanted
 
@@ -563,14 +563,14 @@ def test_more_pages_than_this_host_has_room_for_are_refused(sender: Sender) -> N
     incoming = receiver(sender)
     frames = incoming.task.machine.free_frames
     sender.mm.mmap(1 << 40, (frames + 1) * PAGE, RW, MAP_ANONYMOUS | MAP_FIXED | 2)
-    incoming.apply(sender.begin().SerializeToString())
+    incoming.apply(sealed(sender.begin()))
     addresses = np.uint64(1 << 40) + np.arange(frames + 1, dtype=np.uint64) * np.uint64(PAGE)
     whole = sender.frame(
         pid=1, run_start=[1 << 40], run_pages=[addresses.size], pages=b"\1" * addresses.size * PAGE
     )
     whole.checksum = checksum(whole)
     with pytest.raises(NoSpace, match="more pages than there is memory for"):
-        incoming.apply(whole.SerializeToString())
+        incoming.apply(sealed(whole))
     assert incoming.sequence == 1
     incoming.give_up()
 
@@ -609,7 +609,7 @@ def file_pages(sender: Sender, *numbers: int, object_id: int = 7) -> Frame:
 
 def test_a_files_pages_show_in_all_its_mappings(sender: Sender, incoming: IncomingTask) -> None:
     for frame in (file_begin(sender, 2, 5), file_pages(sender, 2, 5), sender.end(2)):
-        incoming.apply(frame.SerializeToString())
+        incoming.apply(sealed(frame))
     mm = incoming.task.processes[1]
     for first in (100, 200):
         assert mm.peek(page(first + 5), PAGE) == bytes([5]) * PAGE
@@ -617,7 +617,7 @@ def test_a_files_pages_show_in_all_its_mappings(sender: Sender, incoming: Incomi
     (file,) = incoming.task.files
     assert (file.pages, file.on_disk) == (8, True)
     for frame in (file_begin(sender, 2), sender.end(0)):
-        incoming.apply(frame.SerializeToString())
+        incoming.apply(sealed(frame))
     assert mm.peek(page(205), PAGE) == bytes(PAGE)  # a hole at the source by now
     assert mm.peek(page(102), PAGE) == bytes([2]) * PAGE
     assert len(incoming.task.files) == 1
@@ -630,8 +630,8 @@ def test_frames_of_files_that_do_not_fit_are_refused(
     del odd.begin.shared[0].live_pages[:]
     assert "columns of different lengths" in refusal(incoming, odd)
     sender.sequence -= 1
-    incoming.apply(file_begin(sender, 1).SerializeToString())
-    assert "is for file 9, unknown here" in refusal(incoming, file_pages(sender, 1, object_id=9))
+    incoming.apply(sealed(file_begin(sender, 1)))
+    assert "is for object 9, unknown here" in refusal(incoming, file_pages(sender, 1, object_id=9))
     sender.sequence -= 1
     assert "has no page 8" in refusal(incoming, file_pages(sender, 8))
 
@@ -660,16 +660,16 @@ def shared_begin(sender: Sender, *live: int, told: bool = True) -> Frame:
 def test_shared_memory_that_was_given_back_is_a_hole_if_the_source_says_so(
     sender: Sender, incoming: IncomingTask, told: bool
 ) -> None:
-    incoming.apply(shared_begin(sender, 2, 5).SerializeToString())
+    incoming.apply(sealed(shared_begin(sender, 2, 5)))
     pages = sender.frame(
         pid=1, run_start=[page(102), page(105)], run_pages=[1, 1], pages=b"\1" * (2 * PAGE)
     )
     pages.checksum = checksum(pages)
     for frame in (pages, sender.end(2)):
-        incoming.apply(frame.SerializeToString())
+        incoming.apply(sealed(frame))
     mm = incoming.task.processes[1]
     assert mm.peek(page(202), 1) == mm.peek(page(205), 1) == b"\1"
-    incoming.apply(shared_begin(sender, *([5] if told else []), told=told).SerializeToString())
+    incoming.apply(sealed(shared_begin(sender, *([5] if told else []), told=told)))
     assert mm.peek(page(202), 1) == mm.peek(page(102), 1) == (b"\0" if told else b"\1")
     assert mm.peek(page(205), 1) == b"\1"
 
@@ -677,7 +677,7 @@ def test_shared_memory_that_was_given_back_is_a_hole_if_the_source_says_so(
 def test_shared_memory_with_more_live_pages_than_it_has_is_refused(
     sender: Sender, incoming: IncomingTask
 ) -> None:
-    incoming.apply(shared_begin(sender, 1).SerializeToString())
+    incoming.apply(sealed(shared_begin(sender, 1)))
     odd = shared_begin(sender, 1)
     odd.begin.shared[0].live_pages[0] = 2**63
     assert "object 9 of 8 pages has more live ones" in refusal(incoming, odd)

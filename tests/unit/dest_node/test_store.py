@@ -189,7 +189,7 @@ def test_what_is_committed_is_read_back(store: StateDirectory) -> None:
 
 
 def test_a_task_that_was_ended_is_forgotten(store: StateDirectory, folder: Path) -> None:
-    store.pages(2, 4096)
+    store.pages(2, 4096, 2)
     store.commit(RECORD)
     store.forget()
     assert store.committed() is None
@@ -198,17 +198,34 @@ def test_a_task_that_was_ended_is_forgotten(store: StateDirectory, folder: Path)
 
 
 def test_pages_are_in_the_file_as_soon_as_they_arrive(store: StateDirectory) -> None:
-    pages = store.pages(4, 4096)
-    pages[2] = 9
+    pages = store.pages(4, 4096, 4)
+    pages.content[2] = 9
     read = store.read_pages(np.array([2, 0]), 4096)
     assert read.tolist() == [9] * 4096 + [0] * 4096
 
 
-def test_a_running_task_leaves_the_file_as_it_was(store: StateDirectory) -> None:
-    store.pages(4, 4096)[1] = 5
-    private = store.private_pages(4, 4096)
-    private[1] = 6
+def test_a_running_task_leaves_the_file_as_it_was(store: StateDirectory, folder: Path) -> None:
+    pages = store.pages(4, 4096, 2)
+    pages.content[1] = 5
+    private = store.private_pages(pages, 2)
+    private[1:] = 6
     assert store.read_pages(np.array([1]), 4096)[0] == 5
+    assert (folder / "pages").stat().st_size == 2 * 4096
+
+
+def test_pages_beyond_the_room_move_into_the_file_when_it_is_taken(store: StateDirectory) -> None:
+    pages = store.pages(64, 4096, 2)
+    for row in (1, 2, 40):
+        pages.content[row] = row
+    assert pages.room == 2
+    store.take_room(pages, 50, used=41)
+    pages.content[3] = 3  # from now on the file's
+    assert pages.room == 50
+    assert store.read_pages(np.array([1, 2, 3, 40, 49]), 4096)[::4096].tolist() == [1, 2, 3, 40, 0]
+    assert pages.content[[1, 2, 3, 40, 60], 7].tolist() == [1, 2, 3, 40, 0]
+    assert store.private_pages(pages, 41)[[1, 2, 3, 40, 60], 7].tolist() == [1, 2, 3, 40, 0]
+    store.take_room(pages, 10, used=10)  # there is more already
+    assert pages.room == 50
 
 
 # -- a task that was taken over
@@ -334,6 +351,7 @@ def test_a_full_disk_leaves_no_task_so_that_the_source_may_go_on(
             incoming.take_over(sender.memory_digest())
     assert str(refused.value) == f"state directory {folder}: No space left on device"
     assert incoming.ownership.state is Ownership.VERIFIED
+    assert not list(folder.glob("*.part")), "what could not be written is left over"
     store.close()
     assert started_anew(folder) is None
 

@@ -13,6 +13,12 @@ PAGE = 4096
 NONE = np.zeros(0, dtype=np.uint64)
 
 
+_MARKS = (
+    batch.encode_begin(5, 3, common_pb2.RoundBegin(final=True, core='{"ops": 1, "base": 4096}')),
+    batch.encode_end(6, 3, common_pb2.RoundEnd(pages=9, final=True)),
+)
+
+
 def _content(frames: int, seed: int = 1) -> np.ndarray:
     content = np.random.default_rng(seed).integers(0, 256, (frames, PAGE), dtype=np.uint8)
     content[0] = 0
@@ -88,6 +94,20 @@ def test_begin_and_end_come_back_as_they_were_sent() -> None:
     assert (frame.sequence, frame.round, frame.begin, frame.end) == (5, 3, begin, None)
     end = common_pb2.RoundEnd(pages=9)
     assert batch.decode(batch.encode_end(6, 3, end)).end == end
+
+
+@pytest.mark.parametrize("at", range(len(_MARKS)))
+def test_one_flipped_bit_anywhere_in_a_mark_is_found(at: int) -> None:
+    """It has the task's own state, of which no digest of pages says anything."""
+    whole = _MARKS[at]
+    (body,) = (frame.mark for frame in [batch.decode(whole)])
+    first = whole.index(body)
+    for bit in range(8 * len(body)):
+        message = bytearray(whole)
+        message[first + bit // 8] ^= 1 << bit % 8
+        with pytest.raises(DamagedFrame):
+            batch.check(batch.decode(bytes(message)), PAGE)
+    batch.check(batch.decode(whole), PAGE)
 
 
 def test_one_flipped_bit_anywhere_in_the_pages_is_found() -> None:

@@ -2,12 +2,12 @@
 
 import pytest
 
-from livemigration.ownership import DESTINATION, SOURCE, Event, Ownership, Table
+from livemigration.ownership import DESTINATION, SOURCE, Event, Ownership, Table, fate
 from livemigration.ownership_model import Bounds, Model, Rules
 from livemigration.ownership_search import Searched, search
 
 ONE = Bounds(attempts=1, destination_crashes=1, source_crashes=1)
-TWO = Bounds(attempts=2, destination_crashes=1, source_crashes=0)
+TWO = Bounds(attempts=2, destination_crashes=1, source_crashes=0, streams=1)
 SMALL = Bounds(attempts=1, destination_crashes=1, source_crashes=0)
 
 
@@ -41,6 +41,7 @@ TWO_RUN = "two hosts may run the task"
 FORGETS = "the home directory forgets a task that was taken over"
 STALE = "the destination takes over memory that the source has gone on from"
 NONE_EVER = "no host runs the task, and none ever will"
+PAUSED = "the task is paused for ever, though both hosts have what it takes"
 LET_GO = "the source let go of a task that the destination has not"
 
 WRONG = {
@@ -78,6 +79,21 @@ WRONG = {
         destination(O.NONE, E.FIND_TAKEN, to=O.COMMITTED), TWO_RUN),
     "the word of any destination counts": (
         Rules(counts=lambda known, answering: True), TWO_RUN),
+    "pages count that come over a stream that was given up": (
+        Rules(page_counts=lambda held, over: True), TWO_RUN),
+    "a task is said to stand still while a page may be under way": (
+        Rules(stands_still=lambda *, halted, over, held: halted or over), TWO_RUN),
+    "a task is said to stand still that only lacks a stream": (
+        Rules(stands_still=lambda *, halted, over, held: over or held == 0), TWO_RUN),
+    "nobody may say that a task stands still": (
+        Rules(stands_still=lambda *, halted, over, held: False), NONE_EVER),
+    "the source serves no more pages once it has lost sight": (
+        source(O.IN_DOUBT, E.TAKEN_WITHOUT_PAGES, to=None), PAUSED),
+    "pages count over the first stream alone": (
+        Rules(page_counts=lambda held, over: held == over == 1), PAUSED),
+    "a source that lost sight never asks again": (
+        Rules(fate=lambda says, served: E.LOSE_SIGHT if served else fate(says, served=served)),
+        PAUSED),
     "a lost task is taken back by itself": (
         Rules(fate=lambda says, served: E.TAKEN if says is O.COMMITTED else E.NEVER_TAKEN),
         "goes back to the freeze by itself"),

@@ -86,6 +86,24 @@ def test_downtime_limit_gives_up_after_its_most_rounds() -> None:
     assert DowntimeLimit(1, 4).decide(_view(round=4, pages_dirty=10**6)).freeze
 
 
+def test_downtime_limit_counts_what_only_the_final_round_sends() -> None:
+    fits = DowntimeLimit(5 * MS, 30).decide(_view(pages_dirty=20, pages_left=30))
+    assert fits == Decision(
+        True, "20 dirty pages and 30 left to the final round fit into the limit"
+    )
+    assert not DowntimeLimit(5 * MS - 1, 30).decide(_view(pages_dirty=20, pages_left=30)).freeze
+
+
+def test_what_only_the_final_round_sends_slows_nobody_down_and_ends_no_pre_dumps() -> None:
+    """It is not what the task dirties."""
+    slowing = build_policy(AutoConvergePolicySpec(downtime_limit="5ms"))
+    growing = build_policy(HybridPolicySpec(rounds=9, downtime_limit="5ms", least_gain_percent=10))
+    for number in range(4):
+        view = _view(round=number, pages_dirty=1, pages_left=10**6)
+        assert slowing.decide(view).throttle_percent == 0
+        assert not growing.decide(view).freeze
+
+
 def _phaul(*written: int, policy: Phaul | None = None) -> list[bool]:
     """Whether p.haul's rules freeze after each of these pre-dumps."""
     policy = policy or Phaul(8, 64, 10)

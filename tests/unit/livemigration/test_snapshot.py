@@ -196,3 +196,28 @@ def test_what_is_the_files_is_not_the_process_own() -> None:
     write(made, 17, 26)
     assert numbers(own_pages(made, 1)[0]) == [1, 2, 5, 26]
     assert numbers(live_pages(mm)[0]) == [1, 2, 5, 16, 17, 18, 19, 24, 25, 26, 27]
+
+
+def half_mapped(value: int) -> Task:
+    """Shared memory of eight pages, the second half of which is written and unmapped."""
+    made = task()
+    where = BASE + 64 * PAGE
+    shared = MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED
+    number = made.machine.create_shared(8)
+    made.processes[1].mmap(where, 8 * PAGE, RW, shared, shared_id=number)
+    write(made, *range(64, 68))
+    write(made, *range(68, 72), value=value)
+    made.processes[1].munmap(where + 4 * PAGE, 4 * PAGE)
+    return made
+
+
+def test_shared_memory_that_nobody_maps_counts_unless_it_is_zeros() -> None:
+    """mremap can show it again."""
+    assert digest(half_mapped(3)) == digest(half_mapped(3)) != digest(half_mapped(4))
+    hole = half_mapped(3)
+    hole.machine.punch_hole(
+        next(v.shared_id for v in hole.processes[1].vmas() if v.shared_id), 4, 4
+    )
+    assert digest(half_mapped(0)) == digest(hole)
+    (first,), (other,) = (digest_task(half_mapped(value)).processes for value in (3, 4))
+    assert first.digests.tolist() == other.digests.tolist()

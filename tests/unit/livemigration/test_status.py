@@ -69,6 +69,11 @@ async def _answer(error: Exception) -> tuple[grpc.StatusCode, str | None]:
 @pytest.mark.parametrize(
     ("make", "status", "line"),
     [
+        (
+            lambda: MemoryError("Unable to allocate 32.0 GiB"),
+            Code.RESOURCE_EXHAUSTED,
+            "this host has not enough memory: Unable to allocate 32.0 GiB; ask for less",
+        ),
         (lambda: WrongState("not now"), Code.FAILED_PRECONDITION, "not now"),
         (lambda: BadRequest("bad\n  dump"), Code.INVALID_ARGUMENT, "bad dump"),
         (lambda: ValueError("key: bad\nvalue"), Code.INVALID_ARGUMENT, "key: bad value"),

@@ -370,3 +370,13 @@ def test_an_unknown_command_is_bad_input() -> None:
     code, _, err = call("migrte")
     assert code == 2
     assert "migrate" in err
+
+
+def test_reading_a_command_line_loads_neither_the_model_nor_grpc() -> None:
+    """Half a second of each command, be it only to say that a file is missing."""
+    heavy = {"numpy", "numba", "mm_model", "grpc", "duckdb"}
+    script = f"import sys, predump.cli; print(*sorted({heavy!r} & sys.modules.keys()))"
+    ran = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert ran.stdout.split() == []

@@ -59,6 +59,10 @@ RUNS = {
             "write 3 1 2",
         },
     ),
+    "shared memory in every round": scenario(
+        shared_memory="rounds",
+        workload={"kind": "fork-cow", "rate": "5000 pages/s", "shared": "128KiB"},
+    ),
     "real images": scenario(
         memory="512KiB",
         source={"images": str(DATA / "full-4.2.1")},
@@ -74,7 +78,9 @@ class Seen:
     source: dict[int, list[tuple[int, bytes]]] = field(default_factory=dict)
     """At the hand-over: by process, each mapping's address and bytes."""
     sent: list[list[bytes]] = field(default_factory=list)
-    """By round: the bytes of each page that was on the wire (raw ones)."""
+    """By round: the bytes of each page of a process that was on the wire (raw ones)."""
+    sent_of_files: list[int] = field(default_factory=list)
+    """By round: how many pages of files were."""
 
 
 def memory(task: Task) -> dict[int, list[tuple[int, bytes]]]:
@@ -111,12 +117,16 @@ async def export_watched(run: Scenario, folder: Path) -> Made:
         frame = batch.decode(message)
         if frame.begin is not None:
             found.sent.append([])
+            found.sent_of_files.append(0)
         size = run.task.page_size
+        if frame.object_id:
+            found.sent_of_files[-1] += int(frame.run_pages.sum() + frame.zero_pages.sum())
+            return await send(writer, sequence, message)
         if not frame.encodings.size:
             raw = frame.pages.tobytes()
             found.sent[-1] += [raw[at : at + size] for at in range(0, len(raw), size)]
         found.sent[-1] += [bytes(size)] * int(frame.zero_pages.sum())
-        await send(writer, sequence, message)
+        return await send(writer, sequence, message)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(HostedTask, "start", started)
@@ -204,12 +214,41 @@ def test_each_directory_has_the_pages_that_went_in_its_round(
     name: str, made: Callable[[str], Made]
 ) -> None:
     run = made(name)
-    for written, sent, record in zip(
-        run.directories, run.seen.sent, run.result.rounds, strict=True
+    for written, sent, files, record in zip(
+        run.directories, run.seen.sent, run.seen.sent_of_files, run.result.rounds, strict=True
     ):
         there = present_pages(written.folder, RUNS[name].task.page_size)
-        assert sorted(there) == sorted(sent)
-        assert len(there) == record.pages_sent
+        if name == "files" and written is run.directories[-1]:
+            # Files are memfds in images, whose content is in the dump, whole.
+            segments = ImageDirectory.open(written.folder).shared.values()
+            assert sum(len(segment.pages) for segment in segments) == 64 + 32 - 4
+            assert len(there) == len(sent) + 64 + 32 - 4
+            assert all(there.count(page) >= sent.count(page) for page in sent)
+        else:
+            assert sorted(there) == sorted(sent)
+        assert len(sent) + files == record.pages_sent
+
+
+@pytest.mark.parametrize(
+    ("name", "segments"),
+    [
+        ("processes that share, fork and exit", [0, 0, 0, 1]),
+        ("files", [0, 0, 0, 2]),
+        ("shared memory in every round", [1, 1, 1, 1]),
+    ],
+)
+def test_segments_are_in_the_dump_alone_unless_they_went_in_every_round(
+    name: str, segments: list[int], made: Callable[[str], Made]
+) -> None:
+    run = made(name)
+    found = [written.folder.glob("pagemap-shmem-*.img") for written in run.directories]
+    assert [len(list(files)) for files in found] == segments
+    for written in run.directories:
+        stats = survey(written.folder).stats
+        assert stats is not None
+        shared = written.exported.shared
+        assert (stats.shpages_written, shared.parent) == (shared.present, 0)
+        assert stats.shpages_scanned >= stats.shpages_written
 
 
 class TestADirectoryOfAPreDump:

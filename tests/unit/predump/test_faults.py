@@ -3,16 +3,30 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
+import numpy as np
 import pytest
 
 from livemigration import batch
+from livemigration.spec import lazy_of
 from livemigration.v1 import common_pb2
+from livemigration.v1.destination_node_pb2 import PageRequest
 from predump.faults.clock import JumpingClock
 from predump.faults.damage import DAMAGES
-from predump.faults.points import Frames
-from predump.faults.spec import FOLDER, KINDS, CaseSpec, FaultError, FaultSpec, load_all, load_fault
-from predump.faults.table import fault_table
+from predump.faults.memory import Memory, difference
+from predump.faults.points import POINTS, Frames, Pages, is_point, order
+from predump.faults.spec import (
+    FOLDER,
+    KINDS,
+    CaseSpec,
+    FaultError,
+    FaultSpec,
+    Outcome,
+    load_all,
+    load_fault,
+)
+from predump.faults.table import fault_tables
 from predump.faults.usage import Usage, usage_of
 
 DOCS = (Path(__file__).parents[3] / "docs" / "faults.md").read_text(encoding="utf-8")
@@ -26,8 +40,15 @@ outcome = "rolled-back"
 """
 
 
-def test_the_table_in_the_docs_is_what_the_files_say() -> None:
-    assert fault_table(load_all()) in DOCS
+def test_the_tables_in_the_docs_are_what_the_files_say() -> None:
+    assert fault_tables(load_all()) in DOCS
+
+
+def test_every_outcome_is_explained_and_occurs() -> None:
+    occur = {case.outcome for fault in load_all() for case in fault.spec.case}
+    assert occur == set(get_args(Outcome))
+    for outcome in occur:
+        assert f"| {outcome} |" in DOCS
 
 
 def test_every_kind_of_fault_has_a_file_and_is_explained() -> None:
@@ -54,6 +75,10 @@ def test_every_key_is_explained(key: str) -> None:
         ("[[case]]", "[scenario]\nmemroy = 1\n[[case]]", "did you mean 'memory'?"),
         ("[[case]]", "lasts = 'soon'\n[[case]]", "lasts: "),
         ('"cut-link"', '"pause-source"', "a source that is paused for good never ends"),
+        ('"round-0"', '"pages-100%"', "case.0.at: 'pages-100%' is no point of a migration"),
+        ('"round-0"', '"pages-50%"', "case.0: no pages come after the hand-over with mode"),
+        ("[[case]]", "[post_copy]\nlost_aftr = '1s'\n[[case]]", "did you mean 'lost_after'?"),
+        ("[[case]]", "post_copy = 1\n[[case]]", "post_copy: must be a table"),
     ],
 )
 def test_a_wrong_file_is_refused_in_one_line(tmp_path: Path, was: str, now: str, says: str) -> None:
@@ -72,6 +97,19 @@ def test_a_good_file_is_taken(tmp_path: Path) -> None:
     fault = load_fault(file)
     assert fault.name == "gone"
     assert fault.scenario.task.memory == 16 << 20
+
+
+def test_a_case_is_run_with_the_policy_of_its_mode(tmp_path: Path) -> None:
+    file = tmp_path / "gone.toml"
+    later = '[post_copy]\nlost_after = "700ms"\n[[case]]\nat = "pages-25%"\nmode = "{}"\n'
+    for mode, clock in (("post-copy", "wall"), ("hybrid", "virtual")):
+        file.write_text(GOOD + (later + 'outcome = "migrated"\n').format(mode))
+        first, second = load_fault(file).spec.case
+        fault = load_fault(file)
+        assert fault.scenario_of(first).migration.policy.kind == "fixed"
+        migration = fault.scenario_of(second).migration
+        assert (migration.policy.kind, migration.clock) == (mode, clock)
+        assert lazy_of(migration.policy).lost_after == "700ms"
 
 
 def test_a_folder_without_files_is_refused(tmp_path: Path) -> None:
@@ -94,6 +132,54 @@ def test_points_are_at_the_first_pages_of_a_round() -> None:
         )
     ]
     assert seen == ["", "round-0", "", "final", ""]
+
+
+def test_points_of_a_post_copy_are_shares_of_the_pages_that_were_left_behind() -> None:
+    frames = Frames()
+    process = common_pb2.Process(pid=1, lazy_start=[0x1000, 0x8000], lazy_pages=[3, 1])
+    begin = common_pb2.RoundBegin(
+        final=True, processes=[process], post_copy=common_pb2.PostCopyPlan()
+    )
+    frames.reach(batch.encode_begin(1, 0, begin))
+    assert frames.pages is not None
+    pages = frames.pages
+
+    def fetched(number: int, start: int, count: int) -> list[str]:
+        frame = common_pb2.TransferFrame(
+            sequence=number, pid=1, zero_start=[start], zero_pages=[count]
+        )
+        return pages.reach(frame.SerializeToString())
+
+    assert fetched(1, 0x1000, 1) == ["pages", *(f"pages-{n}%" for n in range(26))]
+    assert fetched(1, 0x1000, 1) == []  # asked for once more
+    assert fetched(2, 0x2000, 2) == [f"pages-{n}%" for n in range(26, 76)]
+    assert sum(int(counts.sum()) for _, _, counts in pages.left_behind) == 4
+    assert Pages.over(PageRequest(over=common_pb2.PostCopyRecord()).SerializeToString())
+    assert not Pages.over(PageRequest(id=1).SerializeToString())
+
+
+def test_points_have_an_order() -> None:
+    points = [*POINTS[:-1], "pages-1%", "pages-99%", POINTS[-1]]
+    assert sorted(set(points), key=order) == points
+    assert all(is_point(point) for point in points)
+    assert not any(is_point(point) for point in ("pages-0%", "pages-100%", "pages-50", "round-2"))
+
+
+def test_the_first_page_that_differs_is_named() -> None:
+    def memory(*pages: tuple[int, bytes]) -> Memory:
+        addresses = np.array([address for address, _ in pages], dtype=np.uint64)
+        return {1: (addresses, b"".join(data * 4096 for _, data in pages))}
+
+    expected = memory((0x1000, b"a"), (0x2000, b"b"))
+    assert difference(expected, memory((0x1000, b"a"), (0x2000, b"b")), 4096) == ""
+    for there, says in (
+        (memory((0x1000, b"a"), (0x2000, b"x")), "page 0x2000 of process 1 differs"),
+        (memory((0x1000, b"a")), "page 0x2000 of process 1 is missing"),
+        ({}, "page 0x1000 of process 1 is missing"),
+        (memory((0x1000, b"a"), (0x2000, b"b"), (0x3000, b"c")), "page 0x3000 of process 1 is too"),
+        (expected | {2: expected[1]}, "page 0x1000 of process 2 is too much"),
+    ):
+        assert says in difference(there, expected, 4096)
 
 
 def test_what_is_done_to_a_frame() -> None:

@@ -183,7 +183,8 @@ def test_paths_of_another_host_are_not_looked_for(write: Write, tmp_path: Path) 
             f"run_after = '1s'\n{MINIMAL}",
             "my scenario.toml: run_after: unknown key 'run_after'; known: clock, costs, cpu, "
             "encoding, host, hunks, kernel, link, memory, migration, name, page_size, patience, "
-            "policy, record, schema, seed, source, telemetry, thp, tracker, verify, workload",
+            "policy, record, schema, seed, shared_memory, source, telemetry, thp, tracker, verify, "
+            "workload",
         ),
         (
             f"{MINIMAL}[migration]\nrunafter = '1s'\n",

@@ -224,3 +224,22 @@ def test_lines_say_what_happened() -> None:
     assert _tell(board, "state", state="round", owner="source", round=2, message="x") == (
         "m source state=round owner=source round=2"
     )
+
+
+def test_a_host_that_began_anew_has_lost_what_it_said_before() -> None:
+    board = Board(TOPICS)
+    _tell(board, "presence", name="a", status="online", started=10.0)
+    _tell(board, "state", name="old", state="round", host="a", time=20.0)
+    _tell(board, "state", name="over", state="done", host="a", time=21.0)
+    _tell(board, "presence", name="a", status="online", started=30.0)
+    _tell(board, "state", name="new", state="round", host="a", time=31.0)
+    lost = {name: board.is_lost(row.states["source"]) for name, row in board.rows.items()}
+    assert lost == {"old": True, "over": False, "new": False}
+    _tell(board, "state", name="old", state="commit", host="a", time=32.0)  # it took it up again
+    assert not board.is_lost(board.rows["old"].states["source"])
+
+
+def test_names_that_no_host_of_ours_has_are_not_believed() -> None:
+    board = Board(TOPICS)
+    board.apply(f"predump/v1/{'m' * 300}/source/state", encode({"state": "round"}), retained=True)
+    assert (len(board.rows), board.malformed) == (0, 1)

@@ -25,7 +25,7 @@ class Source:
         self.mm = self.task.processes[1]
         for start, sharing in ((BASE, MAP_SHARED), (COPY, MAP_PRIVATE)):
             self.mm.mmap(start, 8 * PAGE, RW, sharing | MAP_FIXED, shared_id=self.file.object_id)
-        self.tracker = Tracker(kind)
+        self.tracker = Tracker(kind, shared_in_rounds=True)
         self.number = -1
         self.stamp = 0
 
@@ -103,6 +103,26 @@ def test_private_copies_are_the_process_own_and_the_rest_is_the_files(
     scan = source.round()
     assert sent(scan) == ([], [1, 2])
     assert scan.lost == 0
+
+
+@TRACKERS
+@WHERE
+def test_files_in_memory_may_wait_for_the_final_round(kind: str, on_disk: bool) -> None:
+    """CRIU has memfds in its dump alone; a disk's files a copier brings in every round."""
+    source = Source(kind, on_disk=on_disk)
+    source.tracker = Tracker(kind)
+    source.write(0, 1, 2)
+    source.write(1, base=COPY)
+    first = source.round()
+    assert sent(first) == ([0, 1, 2] if on_disk else [], [1])
+    assert first.files[0].live.tolist() == [0, 1, 2]
+    assert (first.left, first.skipped) == (0 if on_disk else 3, 0)
+    source.write(2)
+    assert source.tracker.count_dirty(source.task) == (1 if on_disk else 0)
+    assert sent(source.round()) == ([2] if on_disk else [], [])
+    final = source.tracker.scan(source.task, first=False, final=True)
+    assert sent(final) == ([] if on_disk else [0, 1, 2], [])
+    assert (final.left, final.lost, final.spurious) == (0, 0, 0)
 
 
 def test_holes_are_told_and_come_back_as_news() -> None:

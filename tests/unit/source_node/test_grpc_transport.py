@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import grpc
 import pytest
 
-from livemigration.errors import DestinationLost
+from livemigration.errors import CommitInDoubt, DestinationLost, WrongState
 from livemigration.v1 import common_pb2, destination_node_pb2, destination_node_pb2_grpc
-from source_node.grpc_transport import GrpcTransport
+from source_node.grpc_transport import GrpcTransport, Patience
 
 Status = destination_node_pb2.MigrationStatus
 
@@ -64,12 +66,14 @@ class Dying(destination_node_pb2_grpc.DestinationNodeServicer):
 
 
 @asynccontextmanager
-async def prepared(destination: Dying) -> AsyncIterator[GrpcTransport]:
+async def prepared(
+    destination: Dying, patience: Patience | None = None
+) -> AsyncIterator[GrpcTransport]:
     server = grpc.aio.server()
     destination_node_pb2_grpc.add_DestinationNodeServicer_to_server(destination, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    transport = GrpcTransport(f"127.0.0.1:{port}")
+    transport = GrpcTransport(f"127.0.0.1:{port}", patience=patience or Patience())
     try:
         await transport.prepare(
             "m", {}, base_dir="", clock="virtual", extra_pages=0, resident_pages=0
@@ -106,3 +110,55 @@ async def test_what_the_destination_itself_says_is_no_broken_connection() -> Non
         await transport.send(1, common_pb2.TransferFrame(sequence=1).SerializeToString())
         with pytest.raises(DestinationLost, match="cut in the middle"):
             await transport.flush()
+
+
+class Exporting(Dying):
+    """Takes a task over, for so long; `acts` says what it does meanwhile."""
+
+    def __init__(self, seconds: float, *acts: str) -> None:
+        super().__init__(grpc.StatusCode.OK, times=0)
+        self.seconds, self.acts = seconds, acts
+
+    async def Commit(
+        self, request: destination_node_pb2.CommitRequest, context: grpc.aio.ServicerContext
+    ) -> Status:
+        await asyncio.sleep(self.seconds)
+        if "refuses" in self.acts:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "no room")
+        return Status(restore_ns=7)
+
+    async def GetMigration(
+        self, request: destination_node_pb2.GetMigrationRequest, context: grpc.aio.ServicerContext
+    ) -> Status:
+        if "silent" in self.acts:
+            await asyncio.sleep(60)
+        return Status(incarnation="1", taking_over="says so" in self.acts)
+
+
+QUICK = Patience(answer_s=0.4)
+
+
+async def test_a_take_over_may_take_as_long_as_the_destination_is_at_it() -> None:
+    async with prepared(Exporting(1.5, "says so"), QUICK) as transport:
+        assert (await transport.commit("digest")).restore_ns == 7
+
+
+async def test_what_a_destination_says_after_a_long_time_is_its_word() -> None:
+    async with prepared(Exporting(1.0, "says so", "refuses"), QUICK) as transport:
+        with pytest.raises(WrongState, match="no room"):
+            await transport.commit("digest")
+
+
+@pytest.mark.parametrize(
+    ("act", "reason"),
+    [
+        ("silent", "it does not answer"),
+        ("knows nothing of it", "no answer for 0.4 s"),  # one of both messages was lost on its way
+    ],
+)
+async def test_a_hand_over_without_an_answer_is_in_doubt(act: str, reason: str) -> None:
+    async with prepared(Exporting(60, act), QUICK) as transport:
+        began = time.monotonic()
+        with pytest.raises(CommitInDoubt, match=f"did not answer the hand-over: .*{reason}"):
+            await transport.commit("digest")
+        assert time.monotonic() - began < 30

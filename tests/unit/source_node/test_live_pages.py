@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from livemigration.layout import AddressSpace
 from mm_model import Vma
 from source_node.live_pages import CELLS, MOST_VMAS, LiveRound
+from source_node.page_server import PageServer
 from source_node.tracker import DirtyVma, ProcessScan, RoundScan
 
 PAGE = 4096
@@ -100,6 +102,44 @@ def test_pages_count_as_sent_when_their_frame_went_and_gone_ones_with_the_next()
     there.skipped(1, 1)
     there.over = True
     assert told()[:2] == (10, 0)
+
+
+def test_pages_left_behind_are_pending_until_they_are_asked_for() -> None:
+    anonymous, shared = vma(16, 40), vma(100, 10)
+    send = np.arange(shared.start, shared.end, PAGE, dtype=np.uint64)
+    there = live_round([anonymous, shared], send, 0)
+    lazy = np.arange(anonymous.start, anonymous.end, 2 * PAGE, dtype=np.uint64)  # every other page
+    there.later = PageServer(cast("Any", None), {1: lazy}, 3, lambda *_: None)
+    there.over = True
+    now = [
+        DirtyVma(1, v, np.zeros((v.end - v.start) // PAGE, np.bool_)) for v in (anonymous, shared)
+    ]
+
+    def counts() -> list[tuple[list[int], list[int]]]:
+        told = there.cells(now, PAGE)
+        assert told["pages_sent"] + told["pages_pending"] == lazy.size + send.size  # type: ignore[operator]
+        return [(v["sent"], v["pending"]) for v in told["vmas"]]  # type: ignore[attr-defined]
+
+    assert counts() == [([0] * 40, [1, 0] * 20), ([1] * 10, [0] * 10)]
+    asked = np.zeros(lazy.size, np.bool_)
+    asked[[0, 19]] = True
+    there.later.asked[1] = asked
+    (sent, pending), _ = counts()
+    assert (sent[0], sent[38], sum(sent)) == (1, 1, 2)
+    assert (pending[0], pending[38], sum(pending)) == (0, 0, 18)
+
+
+def test_pages_that_differ_are_counted_wherever_they_are() -> None:
+    first, second = vma(16, 4000), vma(9000, 3)
+    now = [DirtyVma(1, v, np.zeros((v.end - v.start) // PAGE, np.bool_)) for v in (first, second)]
+    there = live_round([first, second], np.zeros(0, np.uint64), 0)
+    wrong = np.array([17, 18, 3999, 9001], dtype=np.uint64) * np.uint64(PAGE)
+    told = there.cells(now, PAGE, {1: wrong})
+    cell = cast("int", told["cell_bytes"]) // PAGE
+    shown = [v["different"] for v in told["vmas"]]  # type: ignore[attr-defined]
+    assert (shown[0][0], shown[0][(3999 - 16) // cell], sum(shown[0])) == (2, 1, 3)
+    assert sum(shown[1]) == 1
+    assert "different" not in there.cells(now, PAGE)["vmas"][0]  # type: ignore[index]
 
 
 def test_of_very_many_mappings_the_largest_are_shown_in_order() -> None:

@@ -124,7 +124,11 @@ def test_a_page_of_zeros_takes_no_room(task: Task) -> None:
 
 def test_the_same_request_gets_the_same_answer_again(task: Task) -> None:
     pages = server(task)
-    assert pages.serve(request(page(0))) == pages.serve(request(page(0)))
+    first = pages.serve(request(page(0)))
+    assert first == pages.serve(request(page(0)))
+    # It went out twice, and is one page for those who look on.
+    assert pages.bytes_wire == 2 * len(first)
+    assert pages.lazy[1][pages.asked[1]].tolist() == [page(0)]
 
 
 @pytest.mark.parametrize(

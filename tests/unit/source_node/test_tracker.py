@@ -20,6 +20,8 @@ from mm_model import (
     MAP_HUGETLB,
     MAP_PRIVATE,
     MAP_SHARED,
+    MREMAP_FIXED,
+    MREMAP_MAYMOVE,
     PROT_READ,
     PROT_WRITE,
     Machine,
@@ -226,26 +228,70 @@ def test_a_process_that_ended_is_forgotten(source: Source) -> None:
     assert source.tracker.last_rounds(child, pages(0)).tolist() == [-1]
 
 
-def test_shared_memory_is_sent_in_every_round_once_per_object(source: Source) -> None:
-    """As CRIU does by default: soft-dirty does not follow it."""
-    machine = source.task.machine
-    source.mm.mmap(
-        SHARED,
-        4 * PAGE,
-        RW,
-        MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED,
-        shared_id=machine.create_shared(4),
-    )
+def share(source: Source) -> int:
+    """Four shared pages, three of them written, by two processes; the second one's pid."""
+    shared = MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED
+    number = source.task.machine.create_shared(4)
+    source.mm.mmap(SHARED, 4 * PAGE, RW, shared, shared_id=number)
     source.write(0, 2, base=SHARED)
     child = source.task.fork(1)
     source.write(3, base=SHARED, pid=child)
+    return child
+
+
+def test_shared_memory_waits_for_the_final_round_and_goes_once(source: Source) -> None:
+    """As CRIU does, whose pre-dumps do not look at it: nothing follows who wrote it."""
+    child = share(source)
+    first = source.round()
+    assert (sent(first, 0, base=SHARED), sent(first, 1, base=SHARED)) == ([], [])
+    assert (first.to_send, first.left, first.skipped, first.soft_dirty) == (12, 3, 0, 12)
+    assert first.scanned == 16  # of the private mappings alone
+    assert first.processes[0].live.size == 9  # the destination is told of all
+    source.write(2, value=9, base=SHARED, pid=child)
+    second = source.round()
+    assert (second.to_send, second.left, second.written, second.lost) == (0, 3, 0, 0)
+    assert source.tracker.count_dirty(source.task) == 0
+    final = source.tracker.scan(source.task, first=False, final=True)
+    assert (sent(final, 0, base=SHARED), sent(final, 1, base=SHARED)) == ([0, 2, 3], [])
+    assert judged(final) == (3, 3, 0, 0)
+    assert final.left == 0
+
+
+def test_shared_memory_in_every_round_goes_once_per_object(source: Source) -> None:
+    source.tracker = Tracker(shared_in_rounds=True)
+    child = share(source)
     scan = source.round()
     assert sent(scan, 0, base=SHARED) == [0, 2, 3]
     assert sent(scan, 1, base=SHARED) == []
     source.write(2, value=9, base=SHARED, pid=child)
+    assert source.tracker.count_dirty(source.task) == 3
     scan = source.round()
     assert sent(scan, 0, base=SHARED) == [0, 2, 3]
-    assert (scan.written, scan.lost, scan.spurious) == (1, 0, 2)
+    assert (scan.written, scan.lost, scan.spurious, scan.left) == (1, 0, 2, 0)
+
+
+def test_protections_that_a_move_leaves_behind_hide_no_write() -> None:
+    """A mapping that moves back to its neighbour takes the neighbour's registration with it."""
+    source = Source()
+    source.tracker = Tracker("uffd-wp")
+
+    def round_() -> list[int]:
+        scan = source.tracker.scan(source.task, first=source.number == -1)
+        source.number += 1
+        source.tracker.reset(source.task)
+        source.send(scan)
+        assert scan.lost == 0
+        return sent(scan)
+
+    move = MREMAP_MAYMOVE | MREMAP_FIXED
+    assert round_() == [0, 1, 2, 3, 4, 5]
+    source.mm.mremap(BASE + 4 * PAGE, 4 * PAGE, 4 * PAGE, move, BASE + 100 * PAGE)
+    assert round_() == [100, 101]
+    source.mm.mremap(BASE + 100 * PAGE, 4 * PAGE, 4 * PAGE, move, BASE + 4 * PAGE)
+    source.write(1, value=2)
+    assert round_() == [0, 1, 2, 3, 4, 5]
+    source.write(1, value=3)
+    assert round_() == [1]
 
 
 # -- counting
@@ -281,14 +327,14 @@ def test_hugetlb_memory_is_sent_in_full_in_the_final_round_only() -> None:
     source.write(0, base=HUGE)
     source.write(0, base=HUGE + (1 << 20))
     first = source.round()
-    assert first.to_send == 6
+    assert (first.to_send, first.left) == (6, 32)
     assert first.processes[0].live.size == 6 + 16 + 16
     source.write(1, base=HUGE)
     second = source.scan()
     assert (second.to_send, second.lost, second.skipped) == (0, 0, 6)
     assert source.tracker.count_dirty(source.task) == 0
     final = source.tracker.scan(source.task, first=False, final=True)
-    assert (final.to_send, final.lost) == (32, 0)
+    assert (final.to_send, final.lost, final.left) == (32, 0, 0)
     assert [int(sent.size) for sent in final.processes[0].send_by_vma] == [16, 16]
 
 

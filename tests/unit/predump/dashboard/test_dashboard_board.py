@@ -6,14 +6,22 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from livemigration.telemetry.messages import Topics, encode
-from predump.dashboard.board import MOST_SAMPLES, LiveBoard, checked_pages
+from predump.dashboard import board as module
+from predump.dashboard.board import (
+    MOST_PAYLOAD,
+    MOST_SAMPLES,
+    MOST_STEPS,
+    LiveBoard,
+    checked_pages,
+)
 from predump.watch_board import ROW_LIMIT
 
 TOPICS = Topics()
+MIB = 2**20
 PAGES: dict[str, Any] = {
     "round": 0,
     "final": False,
@@ -80,19 +88,19 @@ def told() -> Told:
 
 
 def test_rates_are_what_was_sent_and_dirtied_between_two_moments(told: Told) -> None:
-    told.tell("pages", PAGES | {"at_s": 1.0, "bytes_wire": 400, "pages_soft_dirty": 30})
-    told.tell("pages", PAGES | {"at_s": 3.0, "bytes_wire": 1000, "pages_soft_dirty": 40})
-    told.tell("round", a_round(0, sent=100, dirty=100, wire=1600, took=4.0))
-    told.tell("round", a_round(1, sent=50, dirty=50, wire=800, took=2.0))
-    told.tell("pages", PAGES | {"round": 2, "final": True, "at_s": 6.5, "bytes_wire": 2800})
-    told.tell("round", a_round(2, sent=20, dirty=20, wire=800, took=1.0))
+    told.tell("pages", PAGES | {"at_s": 1.0, "bytes_wire": 400 * MIB, "pages_soft_dirty": 30})
+    told.tell("pages", PAGES | {"at_s": 3.0, "bytes_wire": 1000 * MIB, "pages_soft_dirty": 40})
+    told.tell("round", a_round(0, sent=100, dirty=100, wire=1600 * MIB, took=4.0))
+    told.tell("round", a_round(1, sent=50, dirty=50, wire=800 * MIB, took=2.0))
+    told.tell("pages", PAGES | {"round": 2, "final": True, "at_s": 6.5, "bytes_wire": 2800 * MIB})
+    told.tell("round", a_round(2, sent=20, dirty=20, wire=800 * MIB, took=1.0))
     rates = told.detail()["rates"]
     assert [(step["round"], step["from"], step["to"]) for step in rates] == [
         *[(0, 0.0, 1.0), (0, 1.0, 3.0), (0, 3.0, 4.0)],
         (1, 4.0, 6.0),
         *[(2, 6.0, 6.5), (2, 6.5, 7.0)],
     ]
-    assert [step["transfer"] for step in rates] == [400, 300, 600, 400, 800, 800]
+    assert [step["transfer"] / MIB for step in rates] == [400, 300, 600, 400, 800, 800]
     # 50 pages were dirty when round 1 began; the task stands still in the final round.
     assert [step["dirty"] for step in rates] == [30, 5, 10, 10, None, None]
 
@@ -193,20 +201,31 @@ _ANYTHING = st.recursive(
 )
 
 
+_EVERY_NAME = [
+    *(*PAGES, "state", "kind", "reason", "error", "mismatches", "downtime_parts_s", "hunks_off"),
+    *("pages_written", "pages_zero", "duration_s", "post_copy", "name", "started", "time", "at_s"),
+]
+
+
 @given(
     kind=st.sampled_from(["state", "round", "event", "pages"]),
-    name=st.sampled_from(
-        [*PAGES, "state", "kind", "reason", "error", "mismatches", "downtime_parts_s", "hunks_off"]
-    ),
+    name=st.sampled_from(_EVERY_NAME),
     value=_ANYTHING,
 )
+@example("round", "pages_written", float("nan"))
+@example("round", "pages_zero", {"a": []})
+@example("round", "duration_s", 5e-324)
+@example("state", "post_copy", {"stalled_s": float("inf"), "faults": "7"})
 def test_whatever_is_published_the_browser_gets_valid_json(
     kind: Any, name: str, value: object
 ) -> None:
     told = Told()
     told.tell("state", {"state": "round"})
     told.tell(
-        kind, PAGES | {"state": "round", "kind": "x", "round": 1, "reason": ""} | {name: value}
+        kind,
+        PAGES
+        | {"state": "round", "kind": "x", "round": 0, "reason": "", "bytes_wire": 2**62}
+        | {name: value},
     )
     told.detail()
     json.dumps(told.board.rows(), allow_nan=False)
@@ -220,6 +239,65 @@ def test_a_flood_of_invented_migrations_pushes_out_the_oldest_and_nothing_grows(
     assert len(told.board.rows()) == ROW_LIMIT
     assert told.board.rows()[0]["id"] == f"m{3 * ROW_LIMIT - 1}"
     assert len(told.board._details) == ROW_LIMIT
+
+
+def test_what_is_kept_stays_small_whatever_is_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Days of migrations, and strangers who publish as much as they may."""
+    monkeypatch.setattr(module, "MOST_ROUNDS_IN_ALL", 1000)
+    told = Told()
+    much = {f"k{n}": ["x" * 50] * 40 for n in range(60)} | {"text": "y" * 60_000}
+    payload = encode({"state": "round", **much})
+    for number in range(2 * ROW_LIMIT):
+        for role in range(10 if number % 50 == 0 else 1):
+            topic = TOPICS.of("state", f"m{number}", f"role{role}")
+            told.board.apply(topic, payload, retained=True)
+        told.tell("pages", PAGES, f"m{number}")
+        for n in range(10):
+            told.tell("round", a_round(n, sent=1, dirty=1, wire=1, took=1.0), f"m{number}")
+        told.tell("event", {"kind": "x", "message": "z" * 5000}, f"m{number}")
+    board = told.board
+    assert sum(len(d.rounds) for d in board._details.values()) <= 1000
+    kept = sum(len(str(row.states)) for row in board.board.rows.values())
+    assert kept < ROW_LIMIT * 8 * 3000
+    assert len(told.detail(f"m{2 * ROW_LIMIT - 1}")["rounds"]) == 10
+    assert told.board.board.malformed == 0
+
+
+def test_a_message_that_is_far_too_long_is_not_even_read() -> None:
+    told = Told()
+    told.tell("state", {"state": "round", "x": "y" * MOST_PAYLOAD})
+    assert (told.board.rows(), told.board.board.malformed) == ([], 1)
+
+
+def test_rows_are_in_the_order_in_which_they_began_whoever_speaks(told: Told) -> None:
+    for name, started in (("b", 20.0), ("c", 30.0), ("a", 10.0)):
+        told.tell("state", {"state": "round", "started": started}, name)
+    told.tell("round", a_round(0, sent=1, dirty=1, wire=1, took=1.0), "a")
+    assert [row["id"] for row in told.board.rows()] == ["m1", "c", "b", "a"]
+
+
+def test_pages_that_come_later_are_part_of_the_rates(told: Told) -> None:
+    told.tell("round", a_round(0, sent=100, dirty=100, wire=100 * MIB, took=4.0))
+    told.tell("round", a_round(1, sent=0, dirty=50, wire=0, took=0.5))
+    for k in range(4):
+        later = {"round": 1, "final": True, "serving": True}
+        told.tell("pages", PAGES | later | {"at_s": 5.0 + k, "bytes_wire": (100 + 20 * k) * MIB})
+    rates = told.detail()["rates"]
+    assert [(r["round"], r["from"], r["to"]) for r in rates][-3:] == [
+        *[(None, 5.0, 6.0), (None, 6.0, 7.0), (None, 7.0, 8.0)]
+    ]
+    assert [r["transfer"] / MIB for r in rates][-3:] == [20, 20, 20]
+    assert rates[-1]["dirty"] is None
+    assert told.board.rows()[0]["bytes_wire"] == 160 * MIB
+
+
+def test_of_very_many_rounds_the_rates_stay_few_and_whole(told: Told) -> None:
+    for n in range(900):
+        told.tell("round", a_round(n, sent=1, dirty=1, wire=(n + 1) * 1000, took=0.1))
+    rates = told.detail()["rates"]
+    assert len(rates) <= MOST_STEPS
+    total = sum((step["to"] - step["from"]) * step["transfer"] for step in rates)
+    assert total == pytest.approx(sum((n + 1) * 1000 for n in range(900)))
 
 
 async def test_who_waits_for_a_change_is_woken_by_it_or_after_a_while(told: Told) -> None:

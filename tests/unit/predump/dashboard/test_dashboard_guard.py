@@ -50,6 +50,21 @@ def test_only_our_own_page_may_act(headers: dict[str, str], may: bool) -> None:
     assert GUARD.may_act(Headers(raw=raw)) is may
 
 
+@pytest.mark.parametrize(
+    ("site", "may"),
+    [
+        (None, True),
+        ("none", True),
+        ("same-origin", True),
+        ("same-site", False),
+        ("cross-site", False),
+    ],
+)
+def test_pages_of_others_cannot_hold_streams_open(site: str | None, may: bool) -> None:
+    headers = Headers({} if site is None else {"sec-fetch-site": site})
+    assert GUARD.may_read(headers) is may
+
+
 def test_tokens_are_long_and_never_the_same() -> None:
     tokens = {Guard().token for _ in range(100)}
     assert len(tokens) == 100 and all(len(token) >= 32 for token in tokens)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from livemigration.criu.magic import PAGEMAP_MAGIC
-from livemigration.criu.page_writer import Flavour, PageList, entries, runs_of, write_pages
+from livemigration.criu.pagemap_entries import Flavour, entries, runs_of
 from livemigration.criu.pb.pagemap_pb2 import PagemapEntry
-from livemigration.criu.record_writer import header, record
+from livemigration.criu.record_writer import record
 
 PAGE = 4096
 PRESENT, LAZY, PARENT = 4, 2, 1
@@ -67,23 +64,6 @@ def test_a_run_too_long_for_the_old_field_is_refused() -> None:
         list(entries(numbers(0), numbers(2**32), numbers(4), Flavour.OLD))
 
 
-def page(value: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
-    return np.full(PAGE, value, np.uint8)
-
-
-def test_only_present_pages_have_bytes(tmp_path: Path) -> None:
-    where = numbers(0x1000, 0x2000, 0x3000, 0x4000)
-    flags = np.array([PRESENT | LAZY, PARENT, LAZY, PRESENT], np.uint8)
-    content = [np.concatenate((page(1), page(2)))]
-    counts = write_pages(
-        tmp_path, "pagemap-9.img", 3, PageList(where, flags, content), PAGE, Flavour.BOTH
-    )
-    assert (counts.present, counts.parent, counts.lazy) == (2, 1, 1)
-    assert (tmp_path / "pages-3.img").read_bytes() == bytes([1]) * PAGE + bytes([2]) * PAGE
-    assert (tmp_path / "pagemap-9.img").read_bytes().startswith(header(PAGEMAP_MAGIC))
-
-
-def test_content_that_is_not_that_of_the_pages_is_refused(tmp_path: Path) -> None:
-    pages = PageList(numbers(0x1000), np.array([PRESENT], np.uint8), [page(1), page(2)])
-    with pytest.raises(ValueError, match="8192 bytes for 1 pages"):
-        write_pages(tmp_path, "pagemap-9.img", 1, pages, PAGE, Flavour.BOTH)
+def test_a_run_too_long_for_the_old_field_has_the_new_one_alone() -> None:
+    (written,) = entries(numbers(0), numbers(2**32), numbers(4), Flavour.BOTH)
+    assert written == record(PagemapEntry(vaddr=0, compat_nr_pages=0, flags=4, nr_pages=2**32))
