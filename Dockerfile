@@ -58,8 +58,6 @@ COPY --from=runtime /pictures /opt/predump/lib/python3.11/site-packages
 FROM pictures-${PICTURES} AS sources
 COPY --from=build /out/ /
 COPY --from=clock /clock_jump.so /usr/local/lib/predump-clock.so
-COPY scripts/as-owner.sh /usr/local/bin/as-owner
-COPY scripts/lab-entry.sh /usr/local/bin/lab-entry
 ENV PATH=/opt/predump/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     NUMBA_CACHE_DIR=/var/cache/predump
@@ -76,6 +74,8 @@ RUN find /tmp/warm -maxdepth 1 -name 'mm_model-*' -exec cp -r {} /var/cache/pred
 
 FROM sources
 COPY --from=compiled --chown=predump:predump /var/cache/predump /var/cache/predump
+COPY scripts/as-owner.sh /usr/local/bin/as-owner
+COPY scripts/lab-entry.sh /usr/local/bin/lab-entry
 WORKDIR /app
 COPY --chown=predump:predump scenarios scenarios
 EXPOSE 50051 50052

@@ -5,6 +5,7 @@
 #   lab-entry runner ARGUMENTS...   `predump run ARGUMENTS`, then its picture; exits with its status
 #   lab-entry dashboard ARGUMENTS...  `predump dashboard ARGUMENTS`, with TLS
 #   lab-entry criu-send ARGUMENTS...  `predump criu send ARGUMENTS` to the service criu, compared
+#   lab-entry criu-compare          what a dump left in /dumped and at criu-dest, page by page
 #   lab-entry health HOST:PORT      whether a node serves
 #   lab-entry COMMAND...            anything else, ready to run the model
 #
@@ -131,6 +132,9 @@ runner() {
   exit $status
 }
 
+# The highest number that a directory has as a name.
+newest() { (cd "$1" && printf '%s\n' [0-9]*/ | tr -d / | sort -n | tail -n 1); }
+
 # Two pre-dumps and the final round, each to a page server of its own: that which listens now, and the
 # next two. The dialect is that of the CRIU which runs there.
 criu_send() {
@@ -140,10 +144,16 @@ criu_send() {
     3.* | 4.0* | 4.1*) dialect=4.1 ;;
     *) dialect=4.2 ;;
   esac
-  first=$(cd /images && printf '%s\n' [0-9]* | sort -n | tail -n 1)
+  first=$(newest /images)
   say "CRIU $version, page servers $first to $((first + 2))"
   exec predump criu send "$@" --page-server criu:27000 --criu-version "$dialect" \
     --set policy.kind=fixed --set policy.rounds=1 --verify-images "/images/$((first + 2))"
+}
+
+criu_compare() {
+  link_compiled
+  chain=/received/criu/$(newest /received/criu)
+  exec predump criu diff /dumped "$chain/$(newest "$chain")"
 }
 
 role=$1
@@ -153,6 +163,7 @@ case $role in
   serve) serve "$@" ;;
   runner) runner "$@" ;;
   criu-send) criu_send "$@" ;;
+  criu-compare) criu_compare ;;
   dashboard) link_compiled; exec predump dashboard "$@" $(caller_tls) ;;
   health) exec python -m predump.health "$1" $(caller_tls) ;;
   *) link_compiled; exec "$role" "$@" ;;

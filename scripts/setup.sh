@@ -38,7 +38,7 @@ make_venv() {
   if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
     # Debian splits these off, one package for each version.
     package=$("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')
-    scripts/apt-install.sh "$package" || die "$python has no venv module: install $package"
+    scripts/apt-install.sh "$package"
   fi
   echo "setup: making .venv with $("$python" --version) ($python)"
   rm -rf .venv
@@ -73,4 +73,5 @@ if [[ ! -f $stamp || $(cat "$stamp") != "$(fingerprint)" ]]; then
   .venv/bin/python -m pip install -qq --require-hashes -r "$lock"
   .venv/bin/python -m pip install -qq --no-deps --no-build-isolation --editable .
   fingerprint > "$stamp"
+  [[ $level != run ]] || echo 'setup: done; the first run also compiles the model: a minute or two, once'
 fi

@@ -13,6 +13,8 @@ if [ "$(id -u)" = 0 ]; then
     --inh-caps="-all,$keep" --ambient-caps="-all,$keep" "$0" "$@"
 fi
 
+# Where CRIU keeps what it found out about the kernel.
+export XDG_RUNTIME_DIR=/tmp
 server=
 trap '[ -z "$server" ] || kill "$server" 2>/dev/null || true; exit 0' TERM INT
 rm -rf "${images:?}"/*

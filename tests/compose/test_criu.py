@@ -71,6 +71,19 @@ def test_page_servers_that_run_on_take_the_next_run(criu: Compose) -> None:
     assert "page servers 3 to 5" in output_of(equal)
 
 
+def test_a_real_dump_into_a_destination_equals_the_process(criu: Compose) -> None:
+    """The other direction: byte by byte, and a byte that was changed later is found."""
+    run = criu("run", "--rm", "-T", "criu-compare", check=False)
+    assert run.returncode == 0, output_of(run)
+    assert "the same mappings, and" in run.stdout
+
+    change = "printf x | dd of=/state/criu/1/1/pages-65537.img bs=1 seek=99 conv=notrunc"
+    criu("exec", "-T", "criu-dest", "sh", "-c", change)
+    run = criu("run", "--rm", "-T", "--no-deps", "criu-compare", check=False)
+    assert run.returncode == 3, output_of(run)
+    assert "1 pages at 0x" in run.stdout
+
+
 def test_the_page_server_is_a_users_with_one_capability(criu: Compose) -> None:
     """Though the container begins as root."""
     criu("up", "-d", "criu")
