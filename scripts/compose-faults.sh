@@ -12,9 +12,14 @@ cd "$(dirname "$0")/.."
 die() { printf 'faults: %s\n' "$*" >&2; exit 2; }
 . scripts/find-engine.sh
 
-# Of DOCKER_HOST, else of the context that is in use.
+# Of DOCKER_HOST, else of the context that is in use; as the engine's own machine has it, which for
+# Docker Desktop is not this one.
 find_socket() {
   local host=${DOCKER_HOST-}
+  if [[ $(docker info -f '{{.OperatingSystem}}') == 'Docker Desktop' ]]; then
+    echo /var/run/docker.sock
+    return
+  fi
   [[ -n $host ]] || host=$(docker context inspect -f '{{.Endpoints.docker.Host}}' 2>/dev/null) || true
   case $host in
     '') echo /var/run/docker.sock ;;
@@ -22,7 +27,7 @@ find_socket() {
     *) die "the engine is at $host: set DOCKER_SOCKET to the path of its socket on its own machine" ;;
   esac
 }
-[[ -n ${DOCKER_SOCKET-} ]] || DOCKER_SOCKET=$(find_socket)
+[[ -n ${DOCKER_SOCKET-} ]] || DOCKER_SOCKET=$(find_socket) || exit
 export DOCKER_SOCKET
 export COMPOSE_PROFILES=faults
 project=(-p "${FAULTS_PROJECT:-predump-faults}")

@@ -155,10 +155,12 @@ class _Attempt:
     async def _migrate(self, stub: Any, *, again: bool = False) -> Result | None:
         """One migration to its end; None if the source is gone."""
         self._id = self._trial.migration_id = uuid.uuid4().hex[:12]
+        spec = self._scenario.migration.to_struct()
+        if again:  # a host that has just been started may be slower than a fault is to wait
+            spec.pop("patience", None)
+            spec["policy"].pop("lost_after", None)
         request = source_node_pb2.MigrateRequest(
-            migration_id=self._id,
-            destination=self._lab.between,
-            spec=_struct(self._scenario.migration.to_struct()),
+            migration_id=self._id, destination=self._lab.between, spec=_struct(spec)
         )
         self._trial.migrations += 1
         result = None
