@@ -7,11 +7,12 @@ address=$(getent hosts "$1" | cut -d ' ' -f 1)
 port=$2
 export XDG_RUNTIME_DIR=/tmp
 
-# 4 MiB by chance, of which it goes on changing bytes.
+# 4 MiB by chance, of which it goes on changing bytes. Without rseq: the kernel would write into the
+# process on which CPU it is, which is another one when CRIU runs in it for the second dump.
 start() {
   rm -rf /dumped/* /tmp/rest /tmp/said
   mkdir /tmp/rest
-  setsid perl -e '
+  GLIBC_TUNABLES=glibc.pthread.rseq=0 setsid perl -e '
     my $memory = "";
     $memory .= pack "N", rand 2 ** 32 for 1 .. 2 ** 20;
     $| = 1;

@@ -53,7 +53,7 @@ KINDS: tuple[str, ...] = get_args(Kind)
 # Small, so that all of them run in a minute; every page is compared all the same.
 BASE: dict[str, Any] = {
     "schema": SCENARIO_SCHEMA,
-    "memory": "16MiB",
+    "memory": "8MiB",
     "workload": {"kind": "uniform", "rate": "5000 pages/s", "write_size": 64},
     "policy": {"kind": "fixed", "rounds": 1},
     "link": {"bandwidth": "100Mbit/s"},

@@ -28,7 +28,7 @@ readonly cache=${PREDUMP_COMPOSE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/predump-
 readonly suite=trixie            # the Debian of the registry's python:3.11-slim
 readonly debian_image=debian:$suite-slim
 readonly recipe=2                # raise it when the images below are made differently
-readonly keep_layers=72h         # build layers that were not used for so long are removed
+readonly keep_layers=4GB         # of build layers; those used longest ago are removed
 export PATH=$PATH:/usr/sbin:/sbin
 
 say() { printf 'engine: %s\n' "$*" >&2; }
@@ -235,7 +235,7 @@ tidy() {
   docker image prune --force
   docker volume prune --force
   docker network prune --force
-  docker builder prune --force --filter "until=$keep_layers"
+  docker builder prune --force --keep-storage "$keep_layers"
 }
 
 stop() {

@@ -57,7 +57,7 @@ def test_damaged_images_are_found(criu: Compose) -> None:
 def test_page_servers_that_run_on_take_the_next_run(criu: Compose) -> None:
     """Pages that a kernel without a hunk of the patch lost differ in CRIU's images; the next run,
     through the next three servers, is equal again."""
-    criu("up", "-d", "criu")
+    criu("up", "-d", "--force-recreate", "criu")
     lost = criu(
         "run", "--rm", "-T", "criu-runner", check=False,
         SCENARIO="scenarios/quickstart.toml",

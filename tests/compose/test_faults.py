@@ -1,4 +1,4 @@
-"""Faults through the Docker API, on a real engine: a case of each kind, and what the engine saw.
+"""Faults through the Docker API, on a real engine: each that it makes, and what it saw of them.
 
 `make faults DOCKER=1` runs all of them.
 """
@@ -24,6 +24,11 @@ pytestmark = [pytest.mark.compose, pytest.mark.timeout(600)]
 SOURCE, DEST, BROKER = "fault-source", "fault-dest", "fault-broker"
 HOUR = 3600
 WRONG = "a-wrong-outcome"
+
+
+RELAYS = {kind for kind in KINDS if kind.endswith("-frames")} | {"slow-destination", "slow-caller"}
+HERE = [kind for kind in KINDS if kind not in RELAYS] + ["corrupt-frames"]
+"""What the relay does it does alike with processes (tests/e2e/test_faults.py): here, one of it."""
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +96,7 @@ class Session:
 @pytest.fixture(scope="module")
 def session(laboratory: Compose, tmp_path_factory: pytest.TempPathFactory) -> Session:
     folder = tmp_path_factory.mktemp("faults")
-    for kind in KINDS:
+    for kind in HERE:
         *_, fault = (each for each in load_all() if each.spec.kind == kind)
         (folder / f"{kind}.toml").write_text(first_case(fault.name))
     (folder / f"{WRONG}.toml").write_text(first_case("frames-swallowed", outcome="rolled-back"))
@@ -111,14 +116,14 @@ def session(laboratory: Compose, tmp_path_factory: pytest.TempPathFactory) -> Se
         return Session(ran, [Seen.of(json.loads(line)) for line in record])
 
 
-def test_a_case_of_each_kind_ends_as_its_file_says(session: Session) -> None:
+def test_cases_end_as_their_files_say(session: Session) -> None:
     trials = {t["fault"]: t for t in map(json.loads, session.run.stdout.splitlines())}
-    assert trials.keys() == {*KINDS, WRONG}, output_of(session.run)
+    assert trials.keys() == {*HERE, WRONG}, output_of(session.run)
     del trials[WRONG]
     for trial in trials.values():
         assert (trial["outcome"], trial["problems"]) == (trial["expected"], [])
     compared = [t["bytes_compared"] for t in trials.values() if t["outcome"] == "migrated"]
-    assert min(compared) >= 16 << 20
+    assert min(compared) >= 8 << 20
     assert "No space left on device" in trials["fill-disk"]["error"]
 
 

@@ -202,15 +202,3 @@ def test_a_link_that_cannot_be_shaped_is_refused_in_one_line(laboratory: Compose
         assert ended.returncode == 2, output_of(ended)
         (line,) = (x for x in output_of(ended).splitlines() if x.startswith("lab-entry: "))
         assert hint in line
-
-
-def test_nodes_end_in_good_order_within_ten_seconds(laboratory: Compose) -> None:
-    """SIGTERM is enough: nothing has to be killed."""
-    laboratory("up", "-d", "source", "dest")
-    began = time.monotonic()
-    laboratory("stop", "source", "dest")
-    assert time.monotonic() - began < 10
-
-    for node in ("source", "dest"):
-        code = laboratory.engine("inspect", "-f", "{{.State.ExitCode}}", laboratory.container(node))
-        assert code == "0"

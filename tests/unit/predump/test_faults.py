@@ -96,7 +96,7 @@ def test_a_good_file_is_taken(tmp_path: Path) -> None:
     file.write_text(GOOD)
     fault = load_fault(file)
     assert fault.name == "gone"
-    assert fault.scenario.task.memory == 16 << 20
+    assert fault.scenario.task.memory == 8 << 20
 
 
 def test_a_case_is_run_with_the_policy_of_its_mode(tmp_path: Path) -> None:
