@@ -419,15 +419,7 @@ class Model:
             if state.destination is Ownership.COMMITTED:
                 return
             state = state.keep(Kept())
-        fresh = state._replace(
-            destination=Ownership.NONE,
-            session=0,
-            complete=False,
-            missing=False,
-            halted="",
-            held=0,
-            pages=frozenset(),
-        )
+        fresh = forgotten(state)
         after = self._destination_after(fresh, Event.PREPARE)
         if after is not None:
             there = fresh._replace(destination=after, session=message.attempt)
@@ -589,10 +581,9 @@ def to_ask(state: State) -> State:
     return state._replace(doing="ask", answers=frozenset(), requests=state.requests - {question})
 
 
-def dead(state: State) -> State:
-    """Without the destination's process; what was under way to it in particular is gone as well."""
+def forgotten(state: State) -> State:
+    """Without what the destination's process knew of a task."""
     return state._replace(
-        up=False,
         destination=Ownership.NONE,
         session=0,
         complete=False,
@@ -600,6 +591,13 @@ def dead(state: State) -> State:
         halted="",
         held=0,
         pages=frozenset(),
+    )
+
+
+def dead(state: State) -> State:
+    """Without the destination's process; what was under way to it in particular is gone as well."""
+    return forgotten(state)._replace(
+        up=False,
         requests=frozenset(
             m for m in state.requests if m.kind == "commit" or m.process != state.process
         ),

@@ -15,11 +15,11 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from google.protobuf import struct_pb2
 
 from livemigration.channel import open_channel, why
 from livemigration.encoding.tally import encoding_name
 from livemigration.spec import lazy_of
+from livemigration.struct_message import struct_message
 from livemigration.tls import TlsConfig, channel_credentials
 from livemigration.v1 import (
     common_pb2,
@@ -136,7 +136,7 @@ async def _migrate(scenario: Scenario, hosts: Hosts, on_event: Callable[[Event],
             on_event({"phase": "start", "message": f"{scenario.name}: the source builds the task"})
             await stub.StartTask(
                 source_node_pb2.StartTaskRequest(
-                    spec=_struct(scenario.task.to_struct()), clock=scenario.migration.clock
+                    spec=struct_message(scenario.task.to_struct()), clock=scenario.migration.clock
                 )
             )
             outcome = await _events(stub, scenario, hosts, on_event, so_far)
@@ -170,7 +170,7 @@ async def _events(
     """The result; `so_far` gets what is known when the task goes on before its pages are there."""
     request = source_node_pb2.MigrateRequest(
         destination=hosts.dest,
-        spec=_struct(scenario.migration.to_struct()),
+        spec=struct_message(scenario.migration.to_struct()),
         name=scenario.name,
     )
     try:
@@ -224,12 +224,6 @@ def _run_error(address: str, error: grpc.aio.AioRpcError) -> RunError:
     if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
         return RunError(why(error), BAD_INPUT)
     return RunError(f"source {address}: {why(error)}")
-
-
-def _struct(values: Mapping[str, Any]) -> struct_pb2.Struct:
-    struct = struct_pb2.Struct()
-    struct.update(dict(values))
-    return struct
 
 
 def _plain(event: source_node_pb2.MigrationEvent) -> dict[str, Any]:

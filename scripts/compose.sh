@@ -10,9 +10,7 @@ cd "$(dirname "$0")/.."
 
 die() { printf 'compose: %s\n' "$*" >&2; exit 2; }
 
-scenario=${1:-quickstart}
-for file in "$scenario" "scenarios/$scenario.toml"; do [[ ! -f $file ]] || break; done
-[[ -f $file ]] || die "there is no scenario $scenario; scenarios/ has: $(cd scenarios && echo *.toml)"
+. scripts/find-scenario.sh
 [[ $(realpath "$file") == "$PWD/scenarios/"* ]] ||
   die "$scenario: only the folder scenarios is mounted; put the file there"
 

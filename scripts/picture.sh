@@ -8,9 +8,7 @@ cd "$(dirname "$0")/.."
 
 die() { printf 'picture: %s\n' "$*" >&2; exit 2; }
 
-scenario=${1:-quickstart}
-for file in "$scenario" "scenarios/$scenario.toml"; do [[ ! -f $file ]] || break; done
-[[ -f $file ]] || die "there is no scenario $scenario; scenarios/ has: $(cd scenarios && echo *.toml)"
+. scripts/find-scenario.sh
 
 scripts/setup.sh run
 mkdir -p results

@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
-from google.protobuf import struct_pb2
 
 from livemigration.channel import open_channel, why
 from livemigration.drill import Drill
@@ -35,6 +34,7 @@ from livemigration.link import NS
 from livemigration.observe.tracing import Metadata
 from livemigration.ownership import counts
 from livemigration.spec import PatienceSpec
+from livemigration.struct_message import struct_message
 from livemigration.transport import PageSource
 from livemigration.v1 import common_pb2, destination_node_pb2, destination_node_pb2_grpc
 from source_node.page_stream import PageStream
@@ -152,8 +152,6 @@ class GrpcTransport:
     ) -> None:
         """Learns who the destination is and asks it for room."""
         self._id = migration_id
-        spec = struct_pb2.Struct()
-        spec.update(task)
         try:
             await self._stub.Describe(common_pb2.DescribeRequest(), timeout=self._patience.answer_s)
             # Without a deadline: a host that has just started may have to compile first.
@@ -161,7 +159,7 @@ class GrpcTransport:
                 self._stub.Prepare(
                     destination_node_pb2.PrepareRequest(
                         migration_id=migration_id,
-                        task=spec,
+                        task=struct_message(task),
                         base_dir=base_dir,
                         clock=clock,
                         extra_pages=extra_pages,

@@ -28,9 +28,9 @@ from livemigration.channel import open_channel, why
 from predump.faults.clock import ClockFile
 from predump.faults.disk import FullDisk
 from predump.faults.docker_project import Project
-from predump.faults.lab import NotHere, reached
+from predump.faults.lab import NotHere, OnCable
 from predump.faults.link import Gate, Link
-from predump.faults.relay import Relay, Watcher
+from predump.faults.relay import Relay
 
 SOURCE = "fault-source"
 DESTINATION = "fault-dest"
@@ -51,8 +51,10 @@ def warn(text: str) -> None:
     print(f"predump: {text}", file=sys.stderr)
 
 
-class DockerLaboratory:
+class DockerLaboratory(OnCable):
     """Made whole on entering; as it was found on leaving, with the containers running."""
+
+    ready_s = READY_S
 
     def __init__(
         self,
@@ -64,18 +66,17 @@ class DockerLaboratory:
         """`state`: where the destination's state directory is mounted here; `say`: is told that a
         fault is done in another way than docs/faults.md says.
         """
+        super().__init__()
         self._find_project = project
         self._disk = FullDisk(state)
         self._say = say
-        self._link = Link()
         self._behind = Gate(self._link, "")
         self._beside = {name: Gate(Link(), "") for name in PORTS}
-        self._relay: Relay | None = None
         self._clock: ClockFile | None = None
         self._one_at_a_time = asyncio.Lock()
         self._shaped = False
         self._stack = AsyncExitStack()
-        self.source = self.destination = self.between = ""
+        self.source = self.destination = ""
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
@@ -121,17 +122,6 @@ class DockerLaboratory:
         """The engine, which is asked one thing at a time."""
         async with self._one_at_a_time:
             return await asyncio.to_thread(call, *arguments)
-
-    def watch(self, watcher: Watcher) -> None:
-        """Who is told of the points of a migration from now on."""
-        assert self._relay is not None
-        self._relay.watcher = watcher
-
-    async def ready(self) -> None:
-        """Starts what does not run, and waits until the destination answers through the link."""
-        await self.start_source()
-        await self.start_destination()
-        await reached(self.between, READY_S)
 
     # -- hosts
 

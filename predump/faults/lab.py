@@ -14,6 +14,7 @@ import shutil
 import signal
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -126,21 +127,50 @@ class Laboratory(Protocol):
         ...
 
 
-class LocalLaboratory:
+class OnCable(ABC):
+    """A laboratory with the link and the relay in this process, wherever its hosts are."""
+
+    ready_s = READY_S
+    """How long the hosts may take until one can be reached from the other."""
+
+    def __init__(self) -> None:
+        self._link = Link()
+        self._relay: Relay | None = None
+        self.between = ""
+
+    @abstractmethod
+    async def start_source(self) -> None:
+        """See `Laboratory`."""
+
+    @abstractmethod
+    async def start_destination(self) -> None:
+        """See `Laboratory`."""
+
+    def watch(self, watcher: Watcher) -> None:
+        """Who is told of the points of a migration from now on."""
+        assert self._relay is not None
+        self._relay.watcher = watcher
+
+    async def ready(self) -> None:
+        """Starts what does not run, and waits until the destination answers through the link."""
+        await self.start_source()
+        await self.start_destination()
+        await reached(self.between, self.ready_s)
+
+
+class LocalLaboratory(OnCable):
     """Processes on this machine, started on entering and stopped on leaving."""
 
     def __init__(self, memory: int, *, broker: bool = False, clock: bool = False) -> None:
         """`memory`: of the largest task; `broker`, `clock`: whether one is needed."""
+        super().__init__()
         self._memory = memory
         self._with_broker = broker
         self._with_clock = clock
         self._broker: Broker | None = None
         self._clock: JumpingClock | None = None
-        self._link = Link()
         self._gates: list[Gate] = []
-        self._relay: Relay | None = None
         self._stopped: set[int] = set()
-        self.between = ""
 
     async def __aenter__(self) -> Self:
         self.folder = Path(tempfile.mkdtemp(prefix="predump-faults-"))
@@ -200,17 +230,6 @@ class LocalLaboratory:
     def destination(self) -> str:
         """The destination node as it is reached beside the link."""
         return self.destination_node.address
-
-    def watch(self, watcher: Watcher) -> None:
-        """Who is told of the points of a migration from now on."""
-        assert self._relay is not None
-        self._relay.watcher = watcher
-
-    async def ready(self) -> None:
-        """Starts what does not run, and waits until the destination answers through the link."""
-        await self.start_source()
-        await self.start_destination()
-        await reached(self.between)
 
     # -- hosts
 

@@ -25,11 +25,11 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from google.protobuf import struct_pb2
 
 from livemigration.channel import open_channel
 from livemigration.ownership import Ownership
 from livemigration.runs import from_runs
+from livemigration.struct_message import struct_message
 from livemigration.v1 import (
     common_pb2,
     destination_node_pb2,
@@ -125,7 +125,7 @@ class _Attempt:
             stub = source_node_pb2_grpc.SourceNodeStub(channel)
             await stub.StartTask(
                 source_node_pb2.StartTaskRequest(
-                    spec=_struct(scenario.task.to_struct()), clock=scenario.migration.clock
+                    spec=struct_message(scenario.task.to_struct()), clock=scenario.migration.clock
                 ),
                 timeout=LIMIT_S,
             )
@@ -160,7 +160,7 @@ class _Attempt:
             spec.pop("patience", None)
             spec["policy"].pop("lost_after", None)
         request = source_node_pb2.MigrateRequest(
-            migration_id=self._id, destination=self._lab.between, spec=_struct(spec)
+            migration_id=self._id, destination=self._lab.between, spec=struct_message(spec)
         )
         self._trial.migrations += 1
         result = None
@@ -467,9 +467,3 @@ class _Attempt:
             except grpc.aio.AioRpcError as error:
                 return "no task" in (error.details() or "")
         return True
-
-
-def _struct(values: dict[str, Any]) -> struct_pb2.Struct:
-    struct = struct_pb2.Struct()
-    struct.update(values)
-    return struct

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,27 @@ class Compose:
         if check and result.returncode:
             pytest.fail(f"{' '.join(arguments)}: {result.returncode}\n{output_of(result)}")
         return result
+
+    def having(self, **settings: str) -> Compose:
+        """The same project with more of the file's variables set."""
+        return replace(self, environment=self.environment | settings)
+
+    def script(self, *command: str, **environment: str) -> Run:
+        """One of our scripts, on the image that is there."""
+        return subprocess.run(
+            command,
+            cwd=ROOT,
+            env=self.environment | {"BUILD": "0"} | environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def remove(self, **environment: str) -> None:
+        """Ends all of it at once, and leaves nothing. Farewells are for tests that look at them."""
+        self("kill", check=False, **environment)
+        self("down", "--volumes", "--remove-orphans", check=False, **environment)
 
     def up(self, results: Path, **environment: str) -> Run:
         """The command of docs/compose.md, then everything of it removed."""

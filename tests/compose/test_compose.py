@@ -32,15 +32,12 @@ def test_up_migrates_a_task_and_ends_with_status_0(
 ) -> None:
     """What `make compose` runs leaves a verified result and its picture on the host."""
     compose = project("up")
-    run = subprocess.run(
-        [ROOT / "scripts/compose.sh", "quickstart"],
-        env=compose.environment
-        | {"COMPOSE": shlex.join(compose.arguments()), "BUILD": "0", "REPORT": "1"}
-        | {"RESULTS": str(tmp_path)},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
+    run = compose.script(
+        "scripts/compose.sh",
+        "quickstart",
+        COMPOSE=shlex.join(compose.arguments()),
+        REPORT="1",
+        RESULTS=str(tmp_path),
     )
 
     assert run.returncode == 0, output_of(run)

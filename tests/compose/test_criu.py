@@ -21,10 +21,9 @@ SMALL = "--set memory=16MiB"
 @pytest.fixture(scope="module")
 def criu(project: Callable[[str], Compose]) -> Iterator[Compose]:
     """A project for the profile."""
-    compose = project("criu")
-    settings = {"COMPOSE_PROFILES": "criu", "SCENARIO": "scenarios/idle.toml"}
-    yield replace(compose, environment=compose.environment | settings)
-    compose("down", "--volumes", "--remove-orphans", check=False)
+    compose = project("criu").having(COMPOSE_PROFILES="criu", SCENARIO="scenarios/idle.toml")
+    yield compose
+    compose.remove()
 
 
 def test_rounds_in_real_page_servers_equal_the_memory(criu: Compose) -> None:

@@ -9,7 +9,7 @@ import json
 import re
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from predump.faults.spec import FOLDER, KINDS, load_all
-from tests.compose.compose import ROOT, Compose, Run, output_of
+from tests.compose.compose import Compose, Run, output_of
 
 pytestmark = [pytest.mark.compose, pytest.mark.timeout(600)]
 
@@ -36,11 +36,10 @@ def laboratory(project: Callable[[str], Compose]) -> Iterator[Compose]:
     """The services of the faults, which run on from one test to the next."""
     compose = project("faults")
     socket = compose.environment.get("DOCKER_HOST", "").removeprefix("unix://")
-    settings = {"COMPOSE_PROFILES": "faults"} | ({"DOCKER_SOCKET": socket} if socket else {})
-    compose = replace(compose, environment=compose.environment | settings)
+    settings = {"DOCKER_SOCKET": socket} if socket else {}
+    compose = compose.having(COMPOSE_PROFILES="faults", **settings)
     yield compose
-    compose("kill", check=False)
-    compose("down", "--volumes", "--remove-orphans", check=False)
+    compose.remove()
 
 
 def first_case(name: str, outcome: str = "") -> str:
@@ -165,15 +164,7 @@ def test_a_case_that_ends_otherwise_is_the_exit_status(session: Session) -> None
 def test_the_one_command_ends_with_its_status_and_leaves_nothing(laboratory: Compose) -> None:
     """What `make faults DOCKER=1` calls."""
     project = f"{laboratory.project}-command"
-    ended = subprocess.run(
-        ["scripts/compose-faults.sh", "slow-caller"],
-        cwd=ROOT,
-        env=laboratory.environment | {"BUILD": "0", "FAULTS_PROJECT": project},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    ended = laboratory.script("scripts/compose-faults.sh", "slow-caller", FAULTS_PROJECT=project)
     assert ended.returncode == 0, output_of(ended)
     assert "1 cases, 0 wrong" in ended.stdout
     label = ("--filter", f"label=com.docker.compose.project={project}", "-q")

@@ -7,7 +7,6 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -28,20 +27,17 @@ MEASURED = (
 @pytest.fixture(scope="module")
 def laboratory(project: Callable[[str], Compose]) -> Iterator[Compose]:
     """Nodes with mutual TLS behind a link of 200 Mbit/s, which run on to the next test."""
-    compose = project("laboratory")
-    settings = {
-        "TLS": "1",
-        "LINK": "200mbit",
-        "NODE_USER": "root",
-        "LOG_FORMAT": "json",
-        "SOURCE_CPUS": "1.5",
-        "COMPOSE_PROFILES": "second,dashboard",
-    }
-    compose = replace(compose, environment=compose.environment | settings)
+    compose = project("laboratory").having(
+        TLS="1",
+        LINK="200mbit",
+        NODE_USER="root",
+        LOG_FORMAT="json",
+        SOURCE_CPUS="1.5",
+        COMPOSE_PROFILES="second,dashboard",
+    )
     compose("up", "-d", "source", "dest")
     yield compose
-    compose("kill", check=False)  # a farewell is for the test that measures it
-    compose("down", "--volumes", "--remove-orphans", check=False)
+    compose.remove()
 
 
 @contextmanager

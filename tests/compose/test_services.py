@@ -9,7 +9,6 @@ import json
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +29,16 @@ END = ("runner", "criu-runner", "criu-dump", "criu-compare")
 @pytest.fixture(scope="module")
 def everything(project: Callable[[str], Compose]) -> Iterator[Compose]:
     """All services, of which those of `RUN` have been started."""
-    compose = project("services")
-    settings = {
-        "COMPOSE_PROFILES": "second,dashboard,prometheus,criu",
+    compose = project("services").having(
+        COMPOSE_PROFILES="second,dashboard,prometheus,criu",
         # Some free ports: those of the file may be taken where the engine is the machine's own.
-        "DASHBOARD_PORT": "0",
-        "PROMETHEUS_PORT": "0",
-    }
-    compose = replace(compose, environment=compose.environment | settings)
+        DASHBOARD_PORT="0",
+        PROMETHEUS_PORT="0",
+    )
     compose("up", "--no-start")
     compose("up", "-d", *RUN)
     yield compose
-    compose("kill", check=False)
-    compose("down", "--volumes", "--remove-orphans", check=False)
+    compose.remove()
 
 
 def inspected(compose: Compose, service: str) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
-from google.protobuf import struct_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from livemigration.channel import open_channel
+from livemigration.struct_message import struct_message
 from livemigration.v1 import (
     common_pb2,
     destination_node_pb2,
@@ -33,12 +33,6 @@ def _scenario(*sets: str) -> Scenario:
     return load_scenario(SCENARIO, [parse_override(s) for s in (*small, *sets)])
 
 
-def _struct(values: dict[str, Any]) -> struct_pb2.Struct:
-    struct = struct_pb2.Struct()
-    struct.update(values)
-    return struct
-
-
 class Nodes:
     """Stubs of two running nodes."""
 
@@ -52,14 +46,16 @@ class Nodes:
     async def start(self, scenario: Scenario) -> Any:
         return await self.source.StartTask(
             source_node_pb2.StartTaskRequest(
-                spec=_struct(scenario.task.to_struct()), clock=scenario.migration.clock
+                spec=struct_message(scenario.task.to_struct()), clock=scenario.migration.clock
             )
         )
 
     def migrate(self, scenario: Scenario, **fields: Any) -> Any:
         fields = {"destination": self.hosts.dest.address} | fields
         return self.source.Migrate(
-            source_node_pb2.MigrateRequest(spec=_struct(scenario.migration.to_struct()), **fields)
+            source_node_pb2.MigrateRequest(
+                spec=struct_message(scenario.migration.to_struct()), **fields
+            )
         )
 
 
@@ -131,7 +127,7 @@ async def test_calls_at_the_wrong_time_are_refused_in_one_line() -> None:
 async def test_a_bad_spec_names_the_key(change: dict[str, Any], says: str) -> None:
     async with nodes() as n:
         spec = _scenario().task.to_struct() | change
-        request = source_node_pb2.StartTaskRequest(spec=_struct(spec), clock="virtual")
+        request = source_node_pb2.StartTaskRequest(spec=struct_message(spec), clock="virtual")
         code, text = await _refused(n.source.StartTask(request))
         assert code is grpc.StatusCode.INVALID_ARGUMENT
         assert says in text
@@ -141,7 +137,9 @@ async def test_commit_without_verification_is_refused() -> None:
     async with nodes() as n:
         await n.dest.Prepare(
             destination_node_pb2.PrepareRequest(
-                migration_id="early", task=_struct(_scenario().task.to_struct()), clock="virtual"
+                migration_id="early",
+                task=struct_message(_scenario().task.to_struct()),
+                clock="virtual",
             )
         )
         request = destination_node_pb2.CommitRequest(migration_id="early", memory_digest="00")

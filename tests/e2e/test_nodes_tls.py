@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import trustme
-from google.protobuf import struct_pb2
 
 from livemigration.channel import open_channel
+from livemigration.struct_message import struct_message
 from livemigration.tls import TlsConfig, channel_credentials
 from livemigration.v1 import common_pb2, source_node_pb2, source_node_pb2_grpc
 from predump.health import check
@@ -162,9 +162,8 @@ async def _migrate(nodes: Nodes, source: Node, dest: Node, tls: TlsConfig | None
     """The error of a migration after which the task runs on at the source."""
     scenario = load_scenario(nodes.scenario)
     credentials = channel_credentials(tls) if tls else None
-    spec, migration = struct_pb2.Struct(), struct_pb2.Struct()
-    spec.update(scenario.task.to_struct())
-    migration.update(scenario.migration.to_struct())
+    spec = struct_message(scenario.task.to_struct())
+    migration = struct_message(scenario.migration.to_struct())
     async with open_channel(source.address, credentials) as channel:
         stub: source_node_pb2_grpc.SourceNodeAsyncStub = source_node_pb2_grpc.SourceNodeStub(
             channel

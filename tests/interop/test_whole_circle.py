@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from google.protobuf import struct_pb2
 
 from livemigration.channel import open_channel
 from livemigration.criu.images import ImageDirectory, ImageProcess
+from livemigration.struct_message import struct_message
 from livemigration.v1 import (
     destination_node_pb2,
     destination_node_pb2_grpc,
@@ -216,10 +216,12 @@ async def _migrate(nodes: Nodes, what: Scenario) -> source_node_pb2.MigrationRes
         source: Any = source_node_pb2_grpc.SourceNodeStub(channel)
         dest: Any = destination_node_pb2_grpc.DestinationNodeStub(other)
         clock = what.migration.clock
-        start = source_node_pb2.StartTaskRequest(spec=_struct(what.task.to_struct()), clock=clock)
+        start = source_node_pb2.StartTaskRequest(
+            spec=struct_message(what.task.to_struct()), clock=clock
+        )
         await source.StartTask(start)
         request = source_node_pb2.MigrateRequest(
-            destination=nodes.dest, spec=_struct(what.migration.to_struct())
+            destination=nodes.dest, spec=struct_message(what.migration.to_struct())
         )
         results = [e.result async for e in source.Migrate(request) if e.HasField("result")]
         await source.StopTask(source_node_pb2.StopTaskRequest())
@@ -227,12 +229,6 @@ async def _migrate(nodes: Nodes, what: Scenario) -> source_node_pb2.MigrationRes
         end = destination_node_pb2.EndTaskRequest(migration_id=result.migration_id)
         await dest.EndTask(end)
     return result
-
-
-def _struct(values: dict[str, Any]) -> struct_pb2.Struct:
-    struct = struct_pb2.Struct()
-    struct.update(values)
-    return struct
 
 
 @contextmanager

@@ -17,10 +17,10 @@ from dest_node.store import StateDirectory
 from livemigration.errors import NoSpace
 from livemigration.snapshot import digest_task
 from predump.faults.disk import FullDisk
+from tests.unit.dest_node.arrived import arrived
 from tests.unit.dest_node.sender import PAGE, STRUCT, Sender
 
 GROWN = 512
-RAN_NS = 10_000_000
 
 
 @contextmanager
@@ -80,13 +80,7 @@ def hand_over(folder: Path) -> None:
     """What arrived is kept when the disk is full; what runs on needs none of it."""
     store = StateDirectory(folder)
     sender = Sender(STRUCT | {"memory": 256 * PAGE})
-    workload = sender.workload()
-    workload.run_until(sender.task, RAN_NS)
-    incoming = IncomingTask.prepare(Request("m-1", sender.struct, "", "virtual"), store)
-    for frame in sender.round(final=True, workload=workload):
-        incoming.apply(frame)
-    incoming.digest()
-    incoming.verified(equal=True)
+    incoming = arrived(store, sender)
     incoming.take_over(sender.memory_digest())
     # The running task gets memory that it never had.
     with full(folder):

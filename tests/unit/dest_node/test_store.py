@@ -16,15 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dest_node.incoming import IncomingTask, Request
+from dest_node.incoming import IncomingTask
 from dest_node.store import CommitRecord, StateDirectory
 from livemigration.errors import BadRequest, NoSpace
 from livemigration.ownership import Ownership
 from livemigration.snapshot import digest_task
+from tests.unit.dest_node.arrived import RAN_NS, arrived
 from tests.unit.dest_node.sender import Sender, u64
-
-RAN_NS = 10_000_000
-"""Workload time before the hand-over."""
 
 
 def refusal(call: Callable[[], object]) -> str:
@@ -54,18 +52,6 @@ def started_anew(folder: Path) -> IncomingTask | None:
         return IncomingTask.recover(store)
     finally:
         store.close()
-
-
-def arrived(store: StateDirectory, sender: Sender) -> IncomingTask:
-    """A task that came whole, is verified and waits for the hand-over."""
-    workload = sender.workload()
-    workload.run_until(sender.task, RAN_NS)
-    incoming = IncomingTask.prepare(Request("m-1", sender.struct, "", "virtual"), store)
-    for frame in sender.round(final=True, workload=workload):
-        incoming.apply(frame)
-    incoming.digest()
-    incoming.verified(equal=True)
-    return incoming
 
 
 @pytest.fixture
