@@ -34,6 +34,10 @@ class Listener:
         """Payloads of the topics that end with `kind`, in the order of their arrival."""
         return [heard.payload for heard in self.heard if heard.topic.endswith(f"/{kind}")]
 
+    def last(self, kind: str) -> dict[str, object]:
+        """The newest of them; {} while there is none."""
+        return next(reversed(self.on(kind)), {})
+
     async def until(self, holds: Callable[[], bool], timeout_s: float = 120.0) -> None:
         """Wait until `holds()`, looking again at each message."""
         try:

@@ -133,7 +133,7 @@ async def test_rounds_and_events_come_in_order_and_before_the_end(broker: Broker
                 telemetry.round("m", _record(number))
                 telemetry.event("m", "round-done")
             telemetry.state("m", state="done")
-        await listener.until(lambda: listener.on("presence")[-1:][0]["status"] == "offline")
+        await listener.until(lambda: listener.last("presence").get("status") == "offline")
     assert [record["round"] for record in listener.on("round")] == list(range(50))
     assert [event["seq"] for event in listener.on("event")] == list(range(1, 51))
     assert [h.topic.rsplit("/", 1)[1] for h in listener.heard][-2:] == ["state", "presence"]
@@ -349,7 +349,7 @@ async def test_a_broker_killed_and_restarted_in_the_middle_ends_with_the_right_s
                 await after.until(lambda: len(after.on("round")) >= 5)
                 telemetry.round("m", _record(6))
                 telemetry.state("m", state="done")
-                await after.until(lambda: after.on("state")[-1]["state"] == "done")
+                await after.until(lambda: after.last("state").get("state") == "done")
                 await after.until(lambda: after.on("presence") != [])
             retained = await asyncio.to_thread(broker.retained)
             assert retained[PRESENCE]["status"] == "online"
